@@ -1,0 +1,157 @@
+"""A collection as programs use it: prepared once by its TFDS builder, then read at random.
+
+The prepared folder is named by the source's fingerprint (a hash of the files read and of the
+options), so an edited file is never served from a stale cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from corpora.sources.builder import FEATURES, TablesBuilder
+from corpora.tables import DataError, Document, Judgement, Query
+
+_ROW = {"documents": Document, "queries": Query, "qrels": Judgement}
+_READ_AT_ONCE = 10_000  # rows
+
+
+class Rows(Sequence):
+    """A table on disk as a sequence of named tuples; only what is asked for is read."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], row_type: type[NamedTuple]):
+        self._source, self._row_type = source, row_type
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.read(range(len(self))[index])
+        return self.read([range(len(self))[index]])[0]
+
+    def __iter__(self) -> Iterator:
+        for start in range(0, len(self), _READ_AT_ONCE):
+            yield from self[start : start + _READ_AT_ONCE]
+
+    def read(self, rows: Sequence[int]) -> list:
+        """Reads the given rows, in the given order."""
+        records = self._source.__getitems__([int(row) for row in rows]) if len(rows) else []
+        return [
+            self._row_type(**{k: v.decode() if isinstance(v, bytes) else int(v) for k, v in record.items()})
+            for record in records
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Documents, queries and judgements of one collection.
+
+    Attributes:
+      name: the builder's name.
+      fingerprint: hash of sources and options.
+      corpus_hash: hash of the documents themselves (ids, titles, texts).
+      documents: all documents; the row number is what an index returns.
+      doc_ids: their ids, in row order.
+      queries: text by query id, all splits together.
+      qrels: by split, the judgements `{query_id: {doc_id: relevance}}`.
+      counts: what the source counted while reading.
+    """
+
+    name: str
+    fingerprint: str
+    corpus_hash: str
+    documents: Rows
+    doc_ids: list[str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, dict[str, int]]]
+    counts: dict[str, int]
+
+    def split(self, name: str) -> dict[str, dict[str, int]]:
+        """Returns the judgements of one split. Raises DataError naming the splits there are."""
+        if name not in self.qrels:
+            raise DataError(f"{self.name} has no split {name!r}; it has {', '.join(sorted(self.qrels))}")
+        return self.qrels[name]
+
+    def summary(self) -> str:
+        """Returns one line: sizes, splits and the corpus hash."""
+        splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in self.qrels.items())
+        counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in self.counts.items())
+        return (
+            f"{self.name}: {len(self.doc_ids):,} documents; queries: {splits}"
+            f"{f'; {counts}' if counts else ''}; corpus {self.corpus_hash[:12]}"
+        )
+
+
+def cache_folder() -> Path:
+    """Where prepared collections are kept: RETRIEVAX_CACHE, or ~/.cache/retrievax."""
+    return Path(os.environ.get("RETRIEVAX_CACHE") or Path.home() / ".cache" / "retrievax")
+
+
+def load(builder_class: type[TablesBuilder], **options) -> Dataset:
+    """Prepares a source's tables where they are not prepared yet, and reads them.
+
+    Args:
+      builder_class: a builder under corpora.sources.
+      **options: its options, such as `root` or `folder`.
+
+    Raises:
+      DataError: the source is missing or malformed; the message names file, line and field.
+    """
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    folder = cache_folder() / "data"
+    probe = builder_class(config="documents", data_dir=folder, **options)
+    fingerprint = probe.fingerprint()
+    folder = folder / fingerprint[:16]
+    meta_file = folder / probe.name / "meta.json"
+    builders = {table: builder_class(config=table, data_dir=folder, **options) for table in FEATURES}
+    if not meta_file.exists():  # written last, so a cut-off preparation is done again
+        _prepare(builders, meta_file, fingerprint)
+    meta = json.loads(meta_file.read_text())
+
+    def rows(table: str, split: str) -> Rows:
+        return Rows(builders[table].as_data_source(split=split), _ROW[table])
+
+    qrels = {}
+    for split in meta["splits"]:
+        qrels[split] = {}
+        for query_id, doc_id, relevance in rows("qrels", split):
+            qrels[split].setdefault(query_id, {})[doc_id] = relevance
+    documents = rows("documents", "documents")
+    return Dataset(
+        name=probe.name,
+        fingerprint=fingerprint,
+        corpus_hash=meta["corpus_hash"],
+        documents=documents,
+        doc_ids=[document.doc_id for document in documents],
+        queries={query.query_id: query.text for query in rows("queries", "queries")},
+        qrels=qrels,
+        counts=meta["counts"],
+    )
+
+
+def _prepare(builders: dict[str, TablesBuilder], meta_file: Path, fingerprint: str) -> None:
+    tables = builders["documents"].tables()
+    if not tables.documents:
+        raise DataError(f"{builders['documents'].name}: the corpus is empty")
+    digest = hashlib.sha256()
+    for document in tables.documents:
+        digest.update("\0".join(document).encode() + b"\1")
+    tfds.disable_progress_bar()
+    for builder in builders.values():
+        builder.tables = lambda: tables  # read once for the three configs
+        builder.download_and_prepare()
+    meta = {
+        "fingerprint": fingerprint,
+        "corpus_hash": digest.hexdigest(),
+        "splits": list(tables.qrels),
+        "counts": tables.counts,
+    }
+    partial = meta_file.with_suffix(".partial")
+    partial.write_text(json.dumps(meta, indent=1))
+    partial.replace(meta_file)

@@ -1,0 +1,142 @@
+"""Subword tokenizers: trained on a collection's training split, or loaded from a file.
+
+Everything is done by the `tokenizers` library and saved as one `tokenizer.json`, the splitting of
+identifiers included: `parseIsoDate`, `parse_iso_date` and `HTTPServer2` become `parse iso date`,
+`parse iso date` and `http server 2` before subwords are looked up.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from corpora.tables import DataError
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_IDENTIFIER_BOUNDARY = (
+    r"(?<=[a-z0-9])(?=[A-Z])"  # parse|Iso
+    r"|(?<=[A-Z])(?=[A-Z][a-z])"  # HTTP|Server
+    r"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"  # server|2
+    r"|_"
+)
+
+
+class Tokenizer:
+    """Text to subword ids. `pad_id`, `cls_id` and `sep_id` are the ids of the special tokens."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self._backend = backend
+        backend.no_padding()
+        missing = [token for token in (PAD, CLS, SEP) if backend.token_to_id(token) is None]
+        if missing:
+            raise DataError(
+                f"the tokenizer has no token {', '.join(missing)}; it needs {PAD}, {CLS} and {SEP}"
+            )
+        self.pad_id, self.cls_id, self.sep_id = map(backend.token_to_id, (PAD, CLS, SEP))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Returns the ids of each text, cut to `max_length`, without special tokens."""
+        self._backend.enable_truncation(max(max_length, 1))
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def tokens(self, text: str) -> list[str]:
+        """Returns the subwords of a text, to look at."""
+        self._backend.no_truncation()
+        return self._backend.encode(text, add_special_tokens=False).tokens
+
+    def save(self, path: str | Path) -> None:
+        """Writes `tokenizer.json`."""
+        self._backend.no_truncation()
+        self._backend.save(str(path))
+
+
+def load(path: str) -> Tokenizer:
+    """Reads a `tokenizer.json`, or a BERT `vocab.txt` (lower-cased if it has no upper-case entry).
+
+    Raises:
+      DataError: there is no such file, or it is no tokenizer.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"tokenizer.path: no such file: {path!r}; expected a tokenizer.json or a vocab.txt")
+    if file.suffix == ".json":
+        try:
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
+        except DataError:
+            raise
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"tokenizer.path: {path} is not a tokenizer.json: {error}") from None
+    try:
+        words = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"tokenizer.path: {path} is not UTF-8: {error}") from None
+    vocab = {word.rstrip("\r"): number for number, word in enumerate(words) if word.rstrip("\r")}
+    if UNK not in vocab:
+        raise DataError(
+            f"tokenizer.path: {path} has no line {UNK}; expected a BERT vocab.txt, one token a line"
+        )
+    lower = not any(word != word.lower() for word in vocab if word not in SPECIAL_TOKENS)
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocab])
+    return Tokenizer(backend)
+
+
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    split_identifiers: bool = True,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+) -> Tokenizer:
+    """Trains byte-pair encoding (Sennrich et al., 2016, "Neural Machine Translation of Rare Words
+    with Subword Units"); a subword inside a word is written with a leading ##."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token=UNK, continuing_subword_prefix="##"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        continuing_subword_prefix="##",
+        limit_alphabet=500,
+        show_progress=False,
+    )
+    return _train(backend, trainer, texts, split_identifiers, lowercase)
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    split_identifiers: bool = True,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+) -> Tokenizer:
+    """Trains WordPiece as BERT uses it (Wu et al., 2016, "Google's Neural Machine Translation System")."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        limit_alphabet=500,
+        show_progress=False,
+    )
+    return _train(backend, trainer, texts, split_identifiers, lowercase)
+
+
+def _train(backend, trainer, texts, split_identifiers: bool, lowercase: bool) -> Tokenizer:
+    steps = [normalizers.Replace(Regex(_IDENTIFIER_BOUNDARY), " ")] if split_identifiers else []
+    steps += [normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

@@ -1,0 +1,113 @@
+"""A table of tokenized texts, kept ragged in two flat arrays and cut to rectangles on demand.
+
+Letters: B rows of a batch, L length, N rows of the table, T tokens in all.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from corpora.tokenizer import Tokenizer
+
+TEXT, TITLE = 0, 1  # segment ids: the text (or a query) is 0, a document's title 1
+_TEXTS_AT_ONCE = 8_192
+
+
+class TokenTable(NamedTuple):
+    """Tokens of N texts: row n is `tokens[offsets[n] : offsets[n + 1]]`.
+
+    Attributes:
+      tokens: int32 [T].
+      segments: uint8 [T]; TITLE or TEXT.
+      offsets: int64 [N + 1].
+      pad_id: the id that fills a rectangle.
+    """
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    offsets: np.ndarray
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def rectangle(self, rows_B: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Returns `tokens`, `mask` and `segments`, each int32 [B, length]; a row of -1 is all padding."""
+        rows_B = np.asarray(rows_B)
+        present_B = rows_B >= 0
+        rows_B = np.where(present_B, rows_B, 0)
+        starts_B = self.offsets[rows_B]
+        lengths_B = np.where(present_B, self.offsets[rows_B + 1] - starts_B, 0)
+        positions_L = np.arange(length)
+        mask_BL = positions_L < lengths_B[:, None]
+        where_BL = np.where(mask_BL, starts_B[:, None] + positions_L, 0)
+        if not len(self.tokens):
+            where_BL, mask_BL = where_BL[:, :0], mask_BL  # nothing to read
+            tokens_BL = np.full(mask_BL.shape, self.pad_id, np.int32)
+            segments_BL = np.zeros(mask_BL.shape, np.int32)
+        else:
+            tokens_BL = np.where(mask_BL, self.tokens[where_BL], self.pad_id).astype(np.int32)
+            segments_BL = np.where(mask_BL, self.segments[where_BL], TEXT).astype(np.int32)
+        return {"tokens": tokens_BL, "mask": mask_BL.astype(np.int32), "segments": segments_BL}
+
+
+def tokenize(
+    tokenizer: Tokenizer,
+    texts: Iterable[tuple[str, str]],
+    *,
+    max_length: int,
+    special_tokens: bool,
+) -> TokenTable:
+    """Tokenizes (title, text) pairs; a title comes first and is cut last.
+
+    Args:
+      tokenizer: gives the ids.
+      texts: pairs; "" for no title.
+      max_length: of a row, special tokens included.
+      special_tokens: whether rows are `[CLS] title [SEP] text [SEP]` (`[CLS] text [SEP]` without a
+        title), as Transformers with a cls pooling want, or only the subwords, as a bag does.
+
+    Raises:
+      ValueError: `max_length` leaves no room for a token.
+    """
+    if max_length < (4 if special_tokens else 1):
+        raise ValueError(f"max_length is {max_length}; it must be at least {4 if special_tokens else 1}")
+    tokens, segments, lengths = [], [], []
+    for batch in _batches(texts):
+        titles = tokenizer.encode([title for title, _ in batch], max_length)
+        bodies = tokenizer.encode([text for _, text in batch], max_length)
+        for title, body in zip(titles, bodies, strict=True):
+            ids, kinds = _row(tokenizer, title, body, max_length, special_tokens)
+            tokens.append(np.asarray(ids, np.int32))
+            segments.append(np.asarray(kinds, np.uint8))
+            lengths.append(len(ids))
+    return TokenTable(
+        tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        segments=np.concatenate(segments) if segments else np.zeros(0, np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        pad_id=tokenizer.pad_id,
+    )
+
+
+def _row(tokenizer: Tokenizer, title: Sequence[int], body: Sequence[int], max_length: int, special: bool):
+    if not special:
+        ids = [*title, *body][:max_length]
+        kinds = ([TITLE] * len(title) + [TEXT] * len(body))[:max_length]
+        return ids, kinds
+    first = [*title, tokenizer.sep_id] if title else []
+    first = first[: max_length - 2]
+    ids = [tokenizer.cls_id, *first, *body[: max_length - 2 - len(first)], tokenizer.sep_id]
+    kinds = [TEXT] + [TITLE] * len(first) + [TEXT] * (len(ids) - 1 - len(first))
+    return ids, kinds
+
+
+def _batches(texts: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:
+    batch = []
+    for pair in texts:
+        batch.append(pair)
+        if len(batch) == _TEXTS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
