@@ -4,10 +4,13 @@ The prepared folder is named by the source's fingerprint (a hash of the files re
 options), so an edited file is never served from a stale cache.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +22,7 @@ from corpora.tables import DataError, Document, Judgement, Query
 
 _ROW = {"documents": Document, "queries": Query, "qrels": Judgement}
 _READ_AT_ONCE = 10_000  # rows
+_META = "meta.json"
 
 
 class Rows(Sequence):
@@ -54,7 +58,7 @@ class Dataset:
 
     Attributes:
       name: the builder's name.
-      fingerprint: hash of sources and options.
+      folder: where it is prepared; its name is a hash of sources and options.
       corpus_hash: hash of the documents themselves (ids, titles, texts).
       documents: all documents; the row number is what an index returns.
       doc_ids: their ids, in row order.
@@ -64,7 +68,7 @@ class Dataset:
     """
 
     name: str
-    fingerprint: str
+    folder: Path
     corpus_hash: str
     documents: Rows
     doc_ids: list[str]
@@ -94,7 +98,7 @@ def cache_folder() -> Path:
 
 
 def load(builder_class: type[TablesBuilder], **options) -> Dataset:
-    """Prepares a source's tables where they are not prepared yet, and reads them.
+    """Prepares a source's tables where they are not prepared yet, and opens them.
 
     Args:
       builder_class: a builder under corpora.sources.
@@ -104,18 +108,29 @@ def load(builder_class: type[TablesBuilder], **options) -> Dataset:
       DataError: the source is missing or malformed; the message names file, line and field.
     """
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-    folder = cache_folder() / "data"
-    probe = builder_class(config="documents", data_dir=folder, **options)
-    fingerprint = probe.fingerprint()
-    folder = folder / fingerprint[:16]
-    meta_file = folder / probe.name / "meta.json"
-    builders = {table: builder_class(config=table, data_dir=folder, **options) for table in FEATURES}
-    if not meta_file.exists():  # written last, so a cut-off preparation is done again
-        _prepare(builders, meta_file, fingerprint)
-    meta = json.loads(meta_file.read_text())
+    cache = cache_folder() / "data"
+    fingerprint = builder_class(config="documents", data_dir=cache, **options).fingerprint()
+    folder = cache / fingerprint[:16]
+    if not (folder / _META).exists():  # written last, so a cut-off preparation is done again
+        builders = {table: builder_class(config=table, data_dir=folder, **options) for table in FEATURES}
+        _prepare(builders, folder, fingerprint)
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Path) -> Dataset:
+    """Opens a prepared folder without looking at the source it was made from.
+
+    Raises:
+      DataError: there is no prepared collection in `folder`.
+    """
+    folder = Path(folder)
+    if not (folder / _META).exists():
+        raise DataError(f"no prepared collection in {folder}")
+    meta = json.loads((folder / _META).read_text())
 
     def rows(table: str, split: str) -> Rows:
-        return Rows(builders[table].as_data_source(split=split), _ROW[table])
+        builder = tfds.builder_from_directory(folder / meta["name"] / table / meta["version"])
+        return Rows(builder.as_data_source(split=split), _ROW[table])
 
     qrels = {}
     for split in meta["splits"]:
@@ -124,8 +139,8 @@ def load(builder_class: type[TablesBuilder], **options) -> Dataset:
             qrels[split].setdefault(query_id, {})[doc_id] = relevance
     documents = rows("documents", "documents")
     return Dataset(
-        name=probe.name,
-        fingerprint=fingerprint,
+        name=meta["name"],
+        folder=folder,
         corpus_hash=meta["corpus_hash"],
         documents=documents,
         doc_ids=[document.doc_id for document in documents],
@@ -135,23 +150,28 @@ def load(builder_class: type[TablesBuilder], **options) -> Dataset:
     )
 
 
-def _prepare(builders: dict[str, TablesBuilder], meta_file: Path, fingerprint: str) -> None:
+def _prepare(builders: dict[str, TablesBuilder], folder: Path, fingerprint: str) -> None:
+    name = builders["documents"].name
+    print(f"preparing {name} in {folder}", file=sys.stderr)
     tables = builders["documents"].tables()
     if not tables.documents:
-        raise DataError(f"{builders['documents'].name}: the corpus is empty")
+        raise DataError(f"{name}: the corpus is empty")
     digest = hashlib.sha256()
     for document in tables.documents:
         digest.update("\0".join(document).encode() + b"\1")
     tfds.disable_progress_bar()
     for builder in builders.values():
         builder.tables = lambda: tables  # read once for the three configs
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
+            builder.download_and_prepare()
     meta = {
+        "name": name,
+        "version": str(builders["documents"].version),
         "fingerprint": fingerprint,
         "corpus_hash": digest.hexdigest(),
         "splits": list(tables.qrels),
         "counts": tables.counts,
     }
-    partial = meta_file.with_suffix(".partial")
+    partial = (folder / _META).with_suffix(".partial")
     partial.write_text(json.dumps(meta, indent=1))
-    partial.replace(meta_file)
+    partial.replace(folder / _META)

@@ -13,6 +13,7 @@ import platform
 import sysconfig
 from pathlib import Path
 
+from corpora import dataset
 from corpora.sources import harvest
 from corpora.sources.builder import TablesBuilder
 from corpora.tables import DataError, Document, Judgement, Query, Tables
@@ -75,6 +76,11 @@ class PythonFunctions(TablesBuilder):
             qrels=qrels,
             counts=counts,
         )
+
+
+def load(*, root: str = "", packages: tuple[str, ...] = PACKAGES) -> dataset.Dataset:
+    """Returns the prepared collection; the arguments are those of `PythonFunctions`."""
+    return dataset.load(PythonFunctions, root=root, packages=packages)
 
 
 def module_of(path: str) -> str:

@@ -1,0 +1,94 @@
+"""Training objectives: pure functions of query and document vectors with an explicit mask.
+
+    objective(query_vectors [B, D], document_vectors [N, D], *, labels [B], where [B, N], temperature)
+        -> (loss, metrics)
+
+`labels` is the column of each query's relevant document and `where` says which documents count for
+a query: its own, and those that are no known positives of it. Under `jit` the arrays are global, so
+in-batch negatives come from the whole batch whatever the number of devices.
+
+Letters: B queries, N documents, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Metrics = dict[str, jax.Array]
+
+
+def info_nce(
+    query_vectors: jax.Array,
+    document_vectors: jax.Array,
+    *,
+    labels: jax.Array,
+    where: jax.Array,
+    temperature: float | jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """The mean over queries of -log(exp(s_y / t) / sum_n exp(s_n / t)), with s = q . d.
+
+    van den Oord et al. (2018), "Representation Learning with Contrastive Predictive Coding"; with
+    in-batch and listed negatives, Karpukhin et al. (2020), "Dense Passage Retrieval for Open-Domain
+    Question Answering".
+
+    Args:
+      query_vectors: float32 [B, D].
+      document_vectors: float32 [N, D]; in-batch documents and listed negatives alike.
+      labels: int32 [B], the column of each query's relevant document.
+      where: bool [B, N], which documents count for a query; its own always does.
+      temperature: t, positive.
+
+    Returns:
+      the loss, and `accuracy`: the share of queries whose own document scores highest.
+
+    Relations: `symmetric_info_nce` adds the direction from documents to queries.
+
+    >>> q = jnp.eye(2)
+    >>> loss, metrics = info_nce(q, q, labels=jnp.arange(2), where=jnp.ones((2, 2), bool), temperature=1.0)
+    >>> print(f"{loss:.4f} {metrics['accuracy']:.1f}")  # log(1 + exp(-1))
+    0.3133 1.0
+    """
+    scores_BN = query_vectors @ document_vectors.T / temperature
+    loss_B, correct_B = _cross_entropy(scores_BN, labels, where)
+    return loss_B.mean(), {"accuracy": correct_B.mean()}
+
+
+def symmetric_info_nce(
+    query_vectors: jax.Array,
+    document_vectors: jax.Array,
+    *,
+    labels: jax.Array,
+    where: jax.Array,
+    temperature: float | jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """The mean of `info_nce` from queries to documents and from their own documents to queries.
+
+    Radford et al. (2021), "Learning Transferable Visual Models From Natural Language Supervision".
+    Listed negatives take part in the first direction only: they have no query of their own. A query
+    is masked as a negative of every document that is relevant to it.
+
+    Arguments and results are those of `info_nce`.
+    """
+    scores_BN = query_vectors @ document_vectors.T / temperature
+    forward_B, correct_B = _cross_entropy(scores_BN, labels, where)
+    backward_B, _ = _cross_entropy(scores_BN[:, labels].T, jnp.arange(labels.shape[0]), where[:, labels].T)
+    return (forward_B.mean() + backward_B.mean()) / 2, {"accuracy": correct_B.mean()}
+
+
+def candidates(positives_BP: jax.Array, document_rows_N: jax.Array, labels_B: jax.Array) -> jax.Array:
+    """Returns `where` bool [B, N]: each query's own document, and all that are not relevant to it.
+
+    Args:
+      positives_BP: int32, rows of the documents relevant to a query, -1 beyond.
+      document_rows_N: int32, row in the corpus of each document of the batch, -1 for none.
+      labels_B: int32, the column of each query's own document.
+    """
+    relevant_BN = (positives_BP[:, :, None] == document_rows_N[None, None, :]).any(axis=1)
+    own_BN = labels_B[:, None] == jnp.arange(document_rows_N.shape[0])[None, :]
+    return own_BN | (~relevant_BN & (document_rows_N >= 0)[None, :])
+
+
+def _cross_entropy(scores_BN: jax.Array, labels_B: jax.Array, where_BN: jax.Array):
+    scores_BN = jnp.where(where_BN, scores_BN, -jnp.inf)
+    own_B = jnp.take_along_axis(scores_BN, labels_B[:, None], axis=1)[:, 0]
+    loss_B = jax.nn.logsumexp(scores_BN, axis=1) - own_B
+    return loss_B, (own_B >= scores_BN.max(axis=1)).astype(jnp.float32)

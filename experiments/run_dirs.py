@@ -1,0 +1,93 @@
+"""The run directory: one experiment's config and everything that comes of it."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.cli import UsageError
+
+CONFIG_FILE = "config.json"
+_REPORTED = ("retrievax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "bm25s", "tokenizers")
+
+
+def start(run_dir: str | Path, config: Mapping[str, Any]) -> Path:
+    """Makes the run directory, or goes on in it if it was started with the same config.
+
+    Raises:
+      UsageError: it holds a run of another config; the fields that differ are named.
+    """
+    run_dir = Path(run_dir)
+    config = _plain(config)
+    file = run_dir / CONFIG_FILE
+    if file.exists():
+        before = _flat(load_config(run_dir))
+        now = _flat(config)
+        differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if differing:
+            shown = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:3])
+            raise UsageError(
+                f"--workdir: {run_dir} holds a run of another config ({shown}"
+                f"{', ...' if len(differing) > 3 else ''}); name another folder or remove it"
+            )
+        return run_dir
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise UsageError(f"--workdir: {run_dir} is not empty and has no {CONFIG_FILE}; name another folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(config, indent=1) + "\n")
+    partial.replace(file)
+    return run_dir
+
+
+def load_config(run_dir: str | Path) -> dict[str, Any]:
+    """Returns a run's config. Raises UsageError if there is no run in the folder."""
+    file = Path(run_dir) / CONFIG_FILE
+    if not file.is_file():
+        raise UsageError(
+            f"no run in {run_dir}: {file} does not exist; train one with python -m experiments.train"
+        )
+    return json.loads(file.read_text())
+
+
+def meta(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what results.json says of a run: config hash, seed, versions and device."""
+    text = json.dumps(_plain(config), sort_keys=True)
+    device = jax.devices()[0]
+    return {
+        "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "seed": config.get("seed"),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _REPORTED},
+        "device": f"{jax.device_count()} x {device_kind(device)}",
+    }
+
+
+def device_kind(device: jax.Device) -> str:
+    """Returns the device's model; for a CPU, which jax does not name, the processor's."""
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or "cpu"
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(config))
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    return {
+        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }

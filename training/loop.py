@@ -1,0 +1,207 @@
+"""The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from training import mesh as meshes
+from training.checkpoints import Checkpoints
+from training.interrupts import Interrupted, catch_signals
+from training.metrics import MetricWriter
+from training.progress import Progress
+from training.task import Batch, Metrics, Task, TrainState, create
+
+Evaluator = Callable[[TrainState], Iterable[tuple[str, float]]]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the message names the step and its batch."""
+
+
+class Schedule(NamedTuple):
+    """How often things happen, in optimizer steps.
+
+    Attributes:
+      total_steps: the step to stop at.
+      log_every: between rows of metrics.
+      eval_every: between evaluations; there is always one at the end.
+      save_every: between checkpoints; there is always one at the end.
+      best_measure: the evaluators' value whose highest state is kept as `best`; "" for none.
+      keep_checkpoints: how many of the latest to keep.
+    """
+
+    total_steps: int
+    log_every: int = 50
+    eval_every: int = 500
+    save_every: int = 500
+    best_measure: str = ""
+    keep_checkpoints: int = 2
+
+
+def train(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+    schedule: Schedule,
+    run_dir: str | Path,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    evaluators: Iterable[Evaluator] = (),
+    describe_batch: Callable[[int], str] = lambda step: f"batch {step}",
+) -> TrainState:
+    """Trains from the run directory's latest checkpoint, or from the start, to the last step.
+
+    Args:
+      task: model and loss.
+      optimizer: an optax transformation.
+      batches: from a first step, an iterator over this process's batches from there on.
+      schedule: how long, and how often to log, evaluate and save.
+      run_dir: gets metrics.jsonl, tensorboard/ and checkpoints/.
+      seed: of initialization and of every step's random key.
+      mesh: devices; all of them on one `data` axis by default.
+      evaluators: called with the state every `eval_every` steps; they yield (name, value).
+      describe_batch: names the examples of a step's batch, for the error message.
+
+    Returns:
+      the state after the last step.
+
+    Raises:
+      NonFiniteLoss: the loss or the gradient is NaN or infinite. What was saved stays.
+      Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    _check(schedule)
+    mesh = meshes.data_mesh() if mesh is None else mesh
+    key = jax.random.key(seed)
+    checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=schedule.keep_checkpoints)
+    first = checkpoints.latest_step() or 0
+    if first >= schedule.total_steps:
+        example = next(iter(batches(0)))
+    else:
+        stream = batches(first)
+        example = next(stream)
+    sharded = meshes.shard_batch(example, mesh)
+    state = jax.jit(lambda k: create(task, optimizer, k, sharded))(jax.random.fold_in(key, 2**31 - 1))
+    state = meshes.replicate(state, mesh)
+    if first:
+        state = checkpoints.restore(state)
+    if first >= schedule.total_steps:
+        checkpoints.close()
+        return state
+    step_function = jax.jit(make_step(task, optimizer), donate_argnums=(0, 1))
+    writer = MetricWriter(run_dir, first)
+    progress = Progress(schedule.total_steps, unit="step", title="training", done=first)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    progress.say(f"{parameters:,} parameters, {len(mesh.devices.flat)} device(s), from step {first:,}")
+    bad_step = meshes.replicate(jnp.full((), -1, jnp.int32), mesh)
+    window: list[Metrics] = []
+    tokens, window_start = 0, time.monotonic()
+    try:
+        with catch_signals() as stop:
+            for step in range(first + 1, schedule.total_steps + 1):
+                tokens += _tokens(example)
+                state, bad_step, metrics = step_function(state, bad_step, sharded, key)
+                window.append(metrics)
+                last = step == schedule.total_steps
+                if not last:  # made while the device is busy
+                    example = next(stream)
+                    sharded = meshes.shard_batch(example, mesh)
+                evaluate = last or step % schedule.eval_every == 0
+                save = last or step % schedule.save_every == 0 or stop.signum is not None
+                if step % schedule.log_every == 0 or evaluate or save:
+                    bad = int(bad_step)
+                    if bad >= 0:
+                        raise NonFiniteLoss(
+                            f"loss or gradient is not finite at step {bad} ({describe_batch(bad - 1)}); "
+                            f"the last good checkpoint is step {checkpoints.latest_step()}"
+                        )
+                    seconds = time.monotonic() - window_start
+                    values = _means(window)
+                    values |= {
+                        "steps_per_second": len(window) / seconds,
+                        "tokens_per_second": tokens / seconds,
+                    }
+                    writer.write(step, values)
+                    progress.update(
+                        step,
+                        {"loss": f"{values['loss']:.4f}", "tokens/s": f"{values['tokens_per_second']:,.0f}"},
+                    )
+                if evaluate:
+                    measured = {name: value for evaluator in evaluators for name, value in evaluator(state)}
+                    if measured:
+                        writer.write(step, measured)
+                        progress.say(
+                            f"step {step:,}: " + ", ".join(f"{n} {v:.4f}" for n, v in measured.items())
+                        )
+                    _keep_best(checkpoints, state, measured, schedule.best_measure)
+                if save:
+                    checkpoints.save(state)
+                if step % schedule.log_every == 0 or evaluate or save:
+                    window, tokens, window_start = [], 0, time.monotonic()
+                if stop.signum is not None and not last:
+                    raise Interrupted(stop.signum, step)
+    finally:
+        progress.close()
+        writer.close()
+        checkpoints.close()
+    return state
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable:
+    """Returns the step `(state, bad_step, batch, key) -> (state, bad_step, metrics)`.
+
+    `bad_step` int32 is the first step whose loss or gradient was not finite, -1 for none. It stays
+    on the device, so that noticing costs no synchronization. The step's random key is a function of
+    `key` and the step alone.
+    """
+
+    def step(state: TrainState, bad_step: jax.Array, batch: Batch, key: jax.Array):
+        rng = jax.random.fold_in(key, state.step)
+
+        def loss_of(params):
+            return task.loss(params, state.state, batch, rng, train=True)
+
+        (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        number = state.step + 1
+        bad_step = jnp.where((bad_step < 0) & ~finite, number, bad_step)
+        new_state = TrainState(number, optax.apply_updates(state.params, updates), task_state, opt_state)
+        return new_state, bad_step, {"loss": loss, "grad_norm": grad_norm, **metrics}
+
+    return step
+
+
+def _check(schedule: Schedule) -> None:
+    for field in ("total_steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
+        if getattr(schedule, field) < 1:
+            raise ValueError(f"{field} is {getattr(schedule, field)}; it must be at least 1")
+
+
+def _keep_best(checkpoints: Checkpoints, state: TrainState, measured: dict[str, float], measure: str) -> None:
+    if not measure:
+        return
+    if measure not in measured:
+        raise ValueError(
+            f"best_measure is {measure!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
+        )
+    best = checkpoints.best_value()
+    if best is None or measured[measure] > best:
+        checkpoints.save_best(state, measured[measure])
+
+
+def _means(window: list[Metrics]) -> dict[str, float]:
+    rows = jax.device_get(window)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _tokens(batch: Mapping[str, Any]) -> int:
+    return sum(int(array.sum()) for name, array in batch.items() if name.endswith("mask"))
