@@ -26,9 +26,9 @@ def parse_argument(argument: str | None, defaults: Mapping[str, Any]) -> ml_coll
         key, equals, text = part.partition("=")
         if not equals or key not in values:
             near = difflib.get_close_matches(key, list(values), n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(
-                f"config argument {part!r}: expected key=value with a key of {', '.join(values)}"
-                f"{f'; did you mean {" or ".join(near)}?' if near else ''}"
+                f"config argument {part!r}: expected key=value with a key of {', '.join(values)}{hint}"
             )
         kind = type(defaults[key])
         try:

@@ -23,6 +23,7 @@ from corpora.tables import DataError, Document, Judgement, Query
 _ROW = {"documents": Document, "queries": Query, "qrels": Judgement}
 _READ_AT_ONCE = 10_000  # rows
 _META = "meta.json"
+_OFFLINE = tfds.download.DownloadConfig(try_download_gcs=False)
 
 
 class Rows(Sequence):
@@ -163,13 +164,13 @@ def _prepare(builders: dict[str, TablesBuilder], folder: Path, fingerprint: str)
     for builder in builders.values():
         builder.tables = lambda: tables  # read once for the three configs
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
-            builder.download_and_prepare()
+            builder.download_and_prepare(download_config=_OFFLINE)
     meta = {
         "name": name,
         "version": str(builders["documents"].version),
         "fingerprint": fingerprint,
         "corpus_hash": digest.hexdigest(),
-        "splits": list(tables.qrels),
+        "splits": [split for split, rows in tables.qrels.items() if rows],
         "counts": tables.counts,
     }
     partial = (folder / _META).with_suffix(".partial")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from corpora.tables import Document
 from corpora.tokenizer import Tokenizer
 
 TEXT, TITLE = 0, 1  # segment ids: the text (or a query) is 0, a document's title 1
@@ -50,6 +51,29 @@ class TokenTable(NamedTuple):
             tokens_BL = np.where(mask_BL, self.tokens[where_BL], self.pad_id).astype(np.int32)
             segments_BL = np.where(mask_BL, self.segments[where_BL], TEXT).astype(np.int32)
         return {"tokens": tokens_BL, "mask": mask_BL.astype(np.int32), "segments": segments_BL}
+
+
+class TextSettings(NamedTuple):
+    """How the two sides of a collection become tokens: the field `text` of a config.
+
+    Attributes:
+      query_length: tokens a query is cut to; `document_length` likewise.
+      special_tokens: whether rows are framed by [CLS] and [SEP]: for Transformers, not for bags.
+    """
+
+    query_length: int
+    document_length: int
+    special_tokens: bool = False
+
+    def queries(self, tokenizer: Tokenizer, texts: Iterable[str]) -> TokenTable:
+        """Tokenizes queries."""
+        pairs = (("", text) for text in texts)
+        return tokenize(tokenizer, pairs, max_length=self.query_length, special_tokens=self.special_tokens)
+
+    def documents(self, tokenizer: Tokenizer, documents: Iterable[Document]) -> TokenTable:
+        """Tokenizes documents, title first."""
+        pairs = ((document.title, document.text) for document in documents)
+        return tokenize(tokenizer, pairs, max_length=self.document_length, special_tokens=self.special_tokens)
 
 
 def tokenize(

@@ -4,6 +4,7 @@ Letters: N texts, B batch, L length, D width.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from corpora.tokens import TokenTable
+from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from dual_encoder.towers import DualEncoder
 from training import mesh as meshes
+from training.checkpoints import Checkpoints
 from training.progress import Progress
 
 _SHORTEST = 16
@@ -62,6 +65,22 @@ class Encoder:
         if progress:
             progress.close()
         return np.zeros((0, 0), np.float32) if vectors_ND is None else vectors_ND
+
+
+def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
+    """Returns (step, the model's parameters) of a run's best checkpoint.
+
+    Raises:
+      CheckpointError: there is none, or it does not fit the model.
+    """
+    params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), SMALLEST_BATCH))
+    params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
+    checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
+    try:
+        step, params, _ = checkpoints.restore_best(params, state)
+    finally:
+        checkpoints.close()
+    return step, params["model"]
 
 
 def bucket(length: int, max_length: int) -> int:

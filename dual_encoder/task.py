@@ -9,12 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dual_encoder import objectives
 from dual_encoder.towers import DualEncoder
 from training.task import Batch, Metrics
 
 _FIELDS = ("tokens", "mask", "segments")
+# What parameters can be shaped from: they depend on no batch size or length.
+SMALLEST_BATCH = {
+    **{f"query_{name}": np.zeros((1, 1), np.int32) for name in _FIELDS},
+    **{f"document_{name}": np.zeros((1, 1, 1), np.int32) for name in _FIELDS},
+    "document_rows": np.zeros((1, 1), np.int32),
+    "positives": np.zeros((1, 1), np.int32),
+}
 
 
 @dataclasses.dataclass(frozen=True)

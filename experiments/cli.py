@@ -2,11 +2,12 @@
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from corpora.tables import DataError
@@ -24,48 +25,72 @@ class UsageError(ValueError):
 _EXPECTED = (UsageError, SpecError, DataError, CheckpointError, NonFiniteLoss)
 
 
-def define_config(default: str | None) -> flags.FlagHolder:
-    """Defines `--config=file.py[:argument]` and its overrides `--config.field=value`."""
-    return config_flags.DEFINE_config_file(
-        "config",
-        default,
-        "Experiment config, FILE.py or FILE.py:ARGUMENT; any field of it can be overridden, as in "
-        "--config.schedule.total_steps=100.",
-        lock_config=True,
-    )
+class Command:
+    """One program's flags, and how it is run.
 
-
-def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and calls `main`, turning expected errors into one line and exit status 2.
-
-    Exits with 128 + the signal's number when the run was stopped by a signal.
+    Args:
+      doc: the program's docstring; `--help` prints it above the flags.
     """
-    argv = list(sys.argv if argv is None else argv)
-    try:
-        rest = _parse(argv)
-        if len(rest) > 1:
-            raise UsageError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
-        main()
-    except Interrupted as stop:
-        print(f"{Path(argv[0]).name}: {stop}", file=sys.stderr)
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except _EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
+    def __init__(self, doc: str):
+        self._doc, self._flags = doc, flags.FlagValues()
 
-def _parse(argv: list[str]) -> list[str]:
-    for argument in argv[1:]:
-        if match := re.match(r"--?config=(.*?\.py)(:.*)?$", argument):
-            check_config_file(match[1])
-    try:
-        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from None
-    except AttributeError as error:
-        raise UsageError(_unknown_field(argv, error)) from None
+    def config(self, default: str) -> flags.FlagHolder:
+        """Defines `--config=FILE.py[:ARGUMENT]` and its overrides `--config.field=value`."""
+        self._default_config = default
+        return config_flags.DEFINE_config_file(
+            "config",
+            default,
+            "The experiment, FILE.py or FILE.py:ARGUMENT; any field of it can be overridden, as in "
+            "--config.schedule.total_steps=100.",
+            lock_config=True,
+            flag_values=self._flags,
+        )
+
+    def string(self, name: str, default: str | None, text: str) -> flags.FlagHolder:
+        return flags.DEFINE_string(name, default, text, flag_values=self._flags)
+
+    def integer(self, name: str, default: int, text: str, *, lower_bound: int) -> flags.FlagHolder:
+        return flags.DEFINE_integer(name, default, text, lower_bound=lower_bound, flag_values=self._flags)
+
+    def boolean(self, name: str, text: str) -> flags.FlagHolder:
+        return flags.DEFINE_bool(name, False, text, flag_values=self._flags)
+
+    def choice(self, name: str, default: str, choices: Sequence[str], text: str) -> flags.FlagHolder:
+        return flags.DEFINE_enum(name, default, choices, text, flag_values=self._flags)
+
+    def run(self, main: Callable[[], None]) -> None:
+        """Parses the command line and calls `main`, turning expected errors into one line and status 2.
+
+        Exits with 128 + the signal's number where a signal stopped the run.
+        """
+        if any(argument.lstrip("-") in ("help", "helpfull", "helpshort") for argument in sys.argv[1:]):
+            print(f"{self._doc.strip()}\n\nFlags:\n{self._flags.get_help()}")
+            return
+        try:
+            rest = self._parse()
+            if len(rest) > 1:
+                raise UsageError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
+            main()
+        except Interrupted as stop:
+            print(f"{stop}", file=sys.stderr)
+            sys.exit(128 + stop.signum)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        except _EXPECTED as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    def _parse(self) -> list[str]:
+        for argument in sys.argv[1:]:
+            if match := re.match(r"--?config=(.*?\.py)(:.*)?$", argument):
+                check_config_file(match[1])
+        try:
+            return self._flags(sys.argv)
+        except flags.Error as error:
+            raise UsageError(" ".join(str(error).split())) from None
+        except AttributeError as error:
+            raise UsageError(_unknown_field(sys.argv, error)) from None
 
 
 def check_config_file(path: str) -> None:
@@ -76,10 +101,6 @@ def check_config_file(path: str) -> None:
         raise UsageError(
             f"--config: no such file: {path}; {f'did you mean {_or(near)}?' if near else 'none here'}"
         )
-
-
-def _wants_help(argv: Sequence[str]) -> bool:
-    return any(argument.lstrip("-") in ("help", "helpfull", "helpshort", "helpxml") for argument in argv[1:])
 
 
 def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:

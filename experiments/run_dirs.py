@@ -1,5 +1,6 @@
 """The run directory: one experiment's config and everything that comes of it."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -7,24 +8,60 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from experiments.cli import UsageError
+from training.build import locate
 
 CONFIG_FILE = "config.json"
 _REPORTED = ("retrievax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "bm25s", "tokenizers")
 
 
-def start(run_dir: str | Path, config: Mapping[str, Any]) -> Path:
+class Family(Protocol):
+    """What a config's `family` makes of a config and a run directory."""
+
+    def train(self) -> Any:
+        """Trains, from where the run directory's last checkpoint left off."""
+        ...
+
+    def evaluate(self) -> Any:
+        """Evaluates the best checkpoint, writes the results and prints the table."""
+        ...
+
+
+def start(run_dir: str | Path, config: Mapping[str, Any]) -> Family:
     """Makes the run directory, or goes on in it if it was started with the same config.
 
     Raises:
       UsageError: it holds a run of another config; the fields that differ are named.
+      SpecError, DataError: the config names what is not there. No run directory is left behind.
     """
     run_dir = Path(run_dir)
     config = _plain(config)
+    fresh = not (run_dir / CONFIG_FILE).exists()
+    _claim(run_dir, config)
+    try:
+        return _open(run_dir, config)
+    except Exception:
+        if fresh:  # nothing but config.json is there yet
+            (run_dir / CONFIG_FILE).unlink()
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+        raise
+
+
+def reopen(run_dir: str | Path) -> Family:
+    """Opens a run that was started before. Raises UsageError if there is none in the folder."""
+    return _open(Path(run_dir), load_config(run_dir))
+
+
+def _open(run_dir: Path, config: Mapping[str, Any]) -> Family:
+    return locate(config.get("family"), "config.family")(config, run_dir)
+
+
+def _claim(run_dir: Path, config: dict[str, Any]) -> None:
     file = run_dir / CONFIG_FILE
     if file.exists():
         before = _flat(load_config(run_dir))
@@ -36,14 +73,13 @@ def start(run_dir: str | Path, config: Mapping[str, Any]) -> Path:
                 f"--workdir: {run_dir} holds a run of another config ({shown}"
                 f"{', ...' if len(differing) > 3 else ''}); name another folder or remove it"
             )
-        return run_dir
+        return
     if run_dir.exists() and any(run_dir.iterdir()):
         raise UsageError(f"--workdir: {run_dir} is not empty and has no {CONFIG_FILE}; name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(config, indent=1) + "\n")
     partial.replace(file)
-    return run_dir
 
 
 def load_config(run_dir: str | Path) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def check_arguments(function: Any, arguments: Mapping[str, Any], where: str) -> 
         for argument in arguments:
             if argument not in valid:
                 raise SpecError(
-                    f"{where}.{argument}: {_title(function)} takes no {argument!r}; {_nearest(argument, valid)}"
+                    f"{where}.{argument}: {_title(function)} takes no {argument!r}; "
+                    f"{_nearest(argument, valid)}"
                 )
     missing = _missing(function, arguments)
     if inspect.isclass(function) and missing:

@@ -50,7 +50,7 @@ class TablesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         tables = self.tables()
         config = self.builder_config.name
         if config == "qrels":
-            return {split: self._generate_examples(rows) for split, rows in tables.qrels.items()}
+            return {split: self._generate_examples(rows) for split, rows in tables.qrels.items() if rows}
         return {config: self._generate_examples(getattr(tables, config))}
 
     def _generate_examples(self, rows):

@@ -10,11 +10,12 @@ double-underscore methods are left out.
 
 import ast
 import hashlib
-import io
+import itertools
 import os
+import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ SKIPPED_FOLDERS = frozenset({
 MIN_QUERY_WORDS = 3
 MIN_CODE_LINES = 3
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_AFTER_DOCSTRING = re.compile(rb"(?:[ \t\f;]|\\\n)*")  # what separates it from a statement on its line
+_FORM_FEED_INDENT = re.compile(r"^[ \t\f]*\f", re.MULTILINE)  # Python counts indentation after it
 
 
 class Function(NamedTuple):
@@ -44,8 +47,9 @@ def python_files(root: Path) -> Iterator[Path]:
             name for name in subfolders if name not in SKIPPED_FOLDERS and not name.startswith(".")
         )
         for name in sorted(names):
-            if name.endswith(".py") and not name.startswith(("test_", ".")):
-                yield Path(folder, name)
+            path = Path(folder, name)  # a file: not a pipe, nor a link that leads nowhere
+            if name.endswith(".py") and not name.startswith(("test_", ".")) and path.is_file():
+                yield path
 
 
 def harvest_source(source: str, path: str) -> list[Function]:
@@ -58,13 +62,11 @@ def harvest_source(source: str, path: str) -> list[Function]:
     Raises:
       SyntaxError, ValueError: if `source` is not Python that this interpreter can parse.
     """
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
         tree = ast.parse(source)
-    lines = [line.encode() for line in source.splitlines(keepends=True)]
-    # str.splitlines also splits at form feeds, which ast does not count as lines.
-    if len(lines) != source.count("\n") + (not source.endswith("\n")):
-        lines = [line.encode() for line in io.StringIO(source)]
+    lines = source.encode().split(b"\n")  # not splitlines: ast counts no other line ends
     found = []
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
@@ -75,7 +77,7 @@ def harvest_source(source: str, path: str) -> list[Function]:
                 function = _function(node, prefix, lines, path)
                 if function is not None:
                     found.append(function)
-            elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            elif isinstance(node, (ast.If, ast.Try, ast.TryStar, ast.With)):
                 for branch in ("body", "orelse", "finalbody"):
                     visit(getattr(node, branch, []), prefix)
                 for handler in getattr(node, "handlers", []):
@@ -100,7 +102,8 @@ def _function(node, prefix: str, lines: list[bytes], path: str) -> Function | No
     name = node.name
     if not docstring or "test" in name.lower() or (name.startswith("__") and name.endswith("__")):
         return None
-    query = first_paragraph(docstring)
+    # An escape in a docstring can spell half a surrogate pair, which no file can hold.
+    query = first_paragraph(docstring).encode(errors="replace").decode()
     if len(query.split()) < MIN_QUERY_WORDS:
         return None
     code = _source_without_docstrings(node, lines)
@@ -112,55 +115,57 @@ def _function(node, prefix: str, lines: list[bytes], path: str) -> Function | No
 def _source_without_docstrings(node, lines: list[bytes]) -> str:
     """Cuts the function's lines out of its file, less every docstring in it; dedented, no blank lines."""
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    while node.decorator_list and not lines[first - 1].lstrip().startswith(b"@"):
+        first -= 1  # `@(`, with the expression on a later line
     kept = lines[first - 1 : node.end_lineno]
+    starts = list(itertools.accumulate((len(line) + 1 for line in kept), initial=0))
     docstrings = [
         inner.body[0]
         for inner in ast.walk(node)
         if isinstance(inner, (*_FUNCTIONS, ast.ClassDef)) and ast.get_docstring(inner) is not None
     ]
+    code = b"\n".join(kept)
     for string in sorted(docstrings, key=lambda s: s.lineno, reverse=True):
-        begin, end = string.lineno - first, string.end_lineno - first
-        head = kept[begin][: string.col_offset]
-        tail = kept[end][string.end_col_offset :].lstrip(b" ;")
-        kept[begin : end + 1] = [head + tail]
-    text = b"".join(kept).decode()
-    margin = len(kept[0]) - len(kept[0].lstrip())
+        begin = starts[string.lineno - first] + string.col_offset
+        end = starts[string.end_lineno - first] + string.end_col_offset
+        code = code[:begin] + code[_AFTER_DOCSTRING.match(code, end).end() :]
+    text = _FORM_FEED_INDENT.sub("", code.decode())
+    margin = len(text) - len(text.lstrip())
     return "\n".join(
         line[margin:] if not line[:margin].strip() else line.lstrip()
-        for line in text.splitlines()
+        for line in text.split("\n")
         if line.strip()
     )
 
 
-def harvest(roots: dict[str, Path]) -> tuple[list[Function], dict[str, int]]:
-    """Harvests every root, dropping exact duplicates of a query or of a document.
+def harvest(files: Mapping[str, Path]) -> tuple[list[Function], dict[str, int]]:
+    """Harvests files, dropping exact duplicates of a query or of a document.
 
     Args:
-      roots: by the prefix that the paths of a root get ("" for none), its folder.
+      files: by the path that functions are to carry, the file on disk; read in this order.
 
     Returns:
-      functions, in the order of roots and sorted paths; and counts: files read, files that could
-      not be parsed, functions found, and how many were dropped as duplicates.
+      functions in the order of `files`; and counts: files read, files that could not be parsed,
+      functions found, and how many were dropped as duplicates.
     """
     counts = {"files": 0, "unreadable_files": 0, "found": 0, "duplicates": 0}
     functions, queries, codes = [], set(), set()
-    for prefix, root in roots.items():
-        for file in [root] if root.is_file() else python_files(root):
-            relative = file.name if root.is_file() else file.relative_to(root).as_posix()
-            try:
-                with tokenize.open(file) as handle:
-                    found = harvest_source(handle.read(), f"{prefix}{relative}")
-            except (SyntaxError, ValueError, RecursionError):  # ValueError: null bytes, bad encoding
-                counts["unreadable_files"] += 1
+    for path, file in files.items():
+        try:
+            with tokenize.open(file) as handle:
+                found = harvest_source(handle.read(), path)
+        # ValueError: null bytes, bad encoding. RecursionError, MemoryError: nested too deeply.
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            counts["unreadable_files"] += 1
+            continue
+        counts["files"] += 1
+        counts["found"] += len(found)
+        for function in found:
+            code = hashlib.sha256(function.code.encode()).digest()
+            if function.query in queries or code in codes:
+                counts["duplicates"] += 1
                 continue
-            counts["files"] += 1
-            counts["found"] += len(found)
-            for function in found:
-                code = hashlib.sha256(function.code.encode()).digest()
-                if function.query in queries or code in codes:
-                    counts["duplicates"] += 1
-                    continue
-                queries.add(function.query)
-                codes.add(code)
-                functions.append(function)
+            queries.add(function.query)
+            codes.add(code)
+            functions.append(function)
     return functions, counts

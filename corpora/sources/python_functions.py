@@ -1,16 +1,18 @@
 """`python_functions`: docstring-to-code search over the Python source that is already installed.
 
 The task of CodeSearchNet (Husain et al., 2019) without a download: the standard library and the
-packages that Retrievax itself depends on, or any folder of Python files. Query ids and document
-ids are both `path:line`; a document's title is its module path. Files are split 80/10/10 into
-train, dev and test by a hash of their path, so that no file feeds two splits.
+packages that Retrievax itself depends on, or any folder of Python files. Query ids and document ids
+are both `path:line`; a document's title is its dotted path, module and class included. Files are
+split 80/10/10 into train, dev and test in the order of a hash of their paths: no file feeds two.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import platform
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 from corpora import dataset
@@ -28,7 +30,7 @@ PACKAGES = (
     "toolz", "tqdm", "treescope", "urllib3", "wrapt",
 )  # fmt: skip
 # Raise when the harvest of an unchanged file changes, so that prepared folders are made anew.
-RULES = 1
+RULES = 3
 
 
 class PythonFunctions(TablesBuilder):
@@ -56,7 +58,8 @@ class PythonFunctions(TablesBuilder):
         digest = hashlib.sha256(f"{self.VERSION} {RULES} {platform.python_version()}".encode())
         for name, file in self._files.items():
             digest.update(name.encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with contextlib.suppress(OSError):  # the harvest counts it as unreadable
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
     def tables(self) -> Tables:
@@ -67,11 +70,12 @@ class PythonFunctions(TablesBuilder):
                 f"{counts['files']} Python files under {', '.join(map(str, self._roots.values()))}"
             )
         ids = [f"{f.path}:{f.line}" for f in functions]
+        split = split_files({function.path for function in functions})
         qrels = {"train": [], "dev": [], "test": []}
         for ident, function in zip(ids, functions, strict=True):
-            qrels[split_of(function.path)].append(Judgement(ident, ident, 1))
+            qrels[split[function.path]].append(Judgement(ident, ident, 1))
         return Tables(
-            documents=[Document(i, module_of(f.path), f.code) for i, f in zip(ids, functions, strict=True)],
+            documents=[Document(i, title_of(f), f.code) for i, f in zip(ids, functions, strict=True)],
             queries=[Query(i, f.query) for i, f in zip(ids, functions, strict=True)],
             qrels=qrels,
             counts=counts,
@@ -83,27 +87,27 @@ def load(*, root: str = "", packages: tuple[str, ...] = PACKAGES) -> dataset.Dat
     return dataset.load(PythonFunctions, root=root, packages=packages)
 
 
-def module_of(path: str) -> str:
-    """Returns the dotted module of a file: `json/decoder.py` -> `json.decoder`."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def title_of(function: harvest.Function) -> str:
+    """Returns a function's dotted path: `json.decoder.JSONDecoder.decode`."""
+    module = function.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return f"{module}.{function.qualified_name}"
 
 
-def split_of(path: str) -> str:
-    """Returns the split of a source file: 80% train, 10% dev, 10% test, by a hash of its path."""
-    bucket = int(hashlib.sha256(path.encode()).hexdigest(), 16) % 10
-    return "test" if bucket == 9 else "dev" if bucket == 8 else "train"
+def split_files(paths: Iterable[str]) -> dict[str, str]:
+    """Assigns source files to splits: 80% train, 10% dev, 10% test, in the order of their hashes.
 
-
-def source_line(root: str, doc_id: str) -> tuple[Path, int]:
-    """Returns the file and the line on this machine that a document id stands for."""
-    path, _, line = doc_id.rpartition(":")
-    if root:
-        base = Path(root).expanduser()
-        return (base if base.is_file() else base / path), int(line)
-    for base in (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))):
-        if (base / path).is_file():
-            return base / path, int(line)
-    return Path(path), int(line)
+    Raises:
+      DataError: there are fewer than three files, so that a split would be empty.
+    """
+    ordered = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
+    if len(ordered) < 3:
+        raise DataError(
+            f"data.root: documented functions are in {len(ordered)} file(s); at least 3 are needed, "
+            "for train, dev and test are split by file"
+        )
+    held_out = max(1, round(len(ordered) / 10))
+    names = ["dev"] * held_out + ["test"] * held_out + ["train"] * (len(ordered) - 2 * held_out)
+    return dict(zip(ordered, names, strict=True))
 
 
 def _roots(root: str, packages: tuple[str, ...]) -> dict[str, Path]:

@@ -1,0 +1,166 @@
+"""How a dual-encoder experiment is put together from its config; a config names `Experiment` as its `family`.
+
+The fields of such a config:
+
+    seed        of initialization, dropout and the order of the data
+    data        spec of a collection, such as corpora.sources.python_functions.load
+    tokenizer   spec of a tokenizer: loaded, or trained on the texts of the training split
+    text        lengths and framing, see corpora.tokens.TextSettings
+    batch       batch_size, negatives_per_query, and `negatives`, the spec of who mines them
+    task        spec of the Task, with model and objective
+    optimizer   spec of an optax transformation
+    schedule    see training.loop.Schedule
+    evaluation  splits and measures, and what BM25 is tuned over
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from corpora import batches, tokens
+from corpora import tokenizer as tokenizers
+from corpora.dataset import Dataset
+from dual_encoder.encoding import Encoder
+from dual_encoder.retriever import TOKENIZER_FILE
+from eval import measures, results, runs
+from experiments import evaluation
+from index import exact
+from training import loop
+from training.build import build, check_arguments
+from training.task import TrainState
+
+
+class Experiment:
+    """A config's objects. Texts are tokenized when they are first asked for.
+
+    Args:
+      config: as a plain dict.
+      run_dir: where the tokenizer, checkpoints and results go.
+
+    Raises:
+      SpecError, DataError: what a config names does not exist or is malformed.
+    """
+
+    def __init__(self, config: Mapping[str, Any], run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+        # Everything that a config can get wrong comes before the first slow step.
+        self.task = build(config["task"], "config.task")
+        self._optimizer = build(config["optimizer"], "config.optimizer")
+        self.text = _fill(tokens.TextSettings, config["text"], "config.text")
+        self._schedule = _fill(loop.Schedule, config["schedule"], "config.schedule")
+        self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
+        self.dataset: Dataset = build(config["data"], "config.data")
+        print(self.dataset.summary())
+        for split in ("train_split", "dev_split", "test_split"):
+            self.dataset.split(config["evaluation"][split])
+        self.encoder = Encoder(self.task.model)
+
+    @functools.cached_property
+    def pairs(self) -> batches.Pairs:
+        return batches.training_pairs(self.dataset, self.config["evaluation"]["train_split"])
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        file = self.run_dir / TOKENIZER_FILE
+        if not file.exists():
+            tokenizer = self._tokenizer_spec
+            if not isinstance(tokenizer, tokenizers.Tokenizer):  # a training function waiting for its texts
+                tokenizer = tokenizer(self._training_texts())
+            tokenizer.save(file)
+        return tokenizers.load(str(file))
+
+    @functools.cached_property
+    def document_tokens(self) -> tokens.TokenTable:
+        return self.text.documents(self.tokenizer, self.dataset.documents)
+
+    def query_tokens(self, query_ids: list[str]) -> tokens.TokenTable:
+        return self.text.queries(self.tokenizer, [self.dataset.queries[query_id] for query_id in query_ids])
+
+    def train(self) -> TrainState:
+        """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
+        batch = self.config["batch"]
+        make_batch = batches.contrastive(
+            self.pairs,
+            self.query_tokens(self.pairs.query_ids),
+            self.document_tokens,
+            query_length=self.text.query_length,
+            document_length=self.text.document_length,
+            seed=self.config["seed"],
+        )
+        order = batches.Order(len(self.pairs.query_rows), self.config["seed"])
+
+        def stream(first_step: int) -> Iterator[Mapping[str, np.ndarray]]:
+            return batches.stream(
+                make_batch,
+                order,
+                batch_size=batch["batch_size"],
+                first_step=first_step,
+                total_steps=self._schedule.total_steps,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+            )
+
+        def describe(step: int) -> str:
+            rows = self.pairs.query_rows[order.rows(step, batch["batch_size"])]
+            ids = [self.pairs.query_ids[row] for row in rows[:5]]
+            return f"queries {', '.join(ids)}{', ...' if len(rows) > 5 else ''}"
+
+        return loop.train(
+            self.task,
+            self._optimizer,
+            stream,
+            self._schedule,
+            self.run_dir,
+            seed=self.config["seed"],
+            evaluators=[self.dev_evaluator()],
+            describe_batch=describe,
+        )
+
+    def evaluate(self) -> results.Results:
+        """See experiments.evaluation."""
+        return evaluation.evaluate(self)
+
+    def dev_evaluator(self) -> loop.Evaluator:
+        """Returns the evaluator of `dev/<measure>`: dev queries against the whole corpus."""
+        settings = self.config["evaluation"]
+        qrels = self.dataset.split(settings["dev_split"])
+        names = settings["dev_measures"]
+        query_tokens = self.query_tokens(list(qrels))
+
+        def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
+            params = state.params["model"]
+            vectors_ND = self.encoder.documents(params, self.document_tokens, self.text.document_length)
+            index = exact.build(vectors_ND)
+            run = self.search(index, params, list(qrels), query_tokens, settings["dev_depth"])
+            for name, value in measures.means(measures.evaluate(qrels, run, names)).items():
+                yield f"dev/{name}", value
+
+        return evaluate
+
+    def search(
+        self,
+        index: exact.ExactIndex,
+        params: Any,
+        query_ids: list[str],
+        query_tokens: tokens.TokenTable,
+        k: int,
+    ) -> measures.Run:
+        """Returns the run of the dual encoder with the given parameters."""
+        vectors_QD = self.encoder.queries(params, query_tokens, self.text.query_length)
+        return runs.from_rows(query_ids, self.dataset.doc_ids, *exact.search(index, vectors_QD, k))
+
+    def _training_texts(self) -> Iterator[str]:
+        for document in self.dataset.documents.read(np.unique(self.pairs.document_rows)):
+            yield document.title
+            yield document.text
+        for query_id in self.pairs.query_ids:
+            yield self.dataset.queries[query_id]
+
+
+def _fill(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+    check_arguments(kind, fields, where)
+    return kind(**fields)

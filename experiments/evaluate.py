@@ -1,0 +1,21 @@
+"""Evaluate a trained run again: BM25 plain and tuned, the dual encoder, and their fusion.
+
+Writes results.json, per_query.json, runs/*.trec, tables/, plots/ and the index of
+`experiments.search` into the run directory.
+
+Example:
+  python -m experiments.evaluate --workdir=runs/quickstart
+"""
+
+from experiments import cli, run_dirs
+
+
+def main() -> None:
+    """Entry point of `retrievax-evaluate`."""
+    command = cli.Command(__doc__)
+    workdir = command.string("workdir", "runs/quickstart", "The run to evaluate.")
+    command.run(lambda: run_dirs.reopen(workdir.value).evaluate())
+
+
+if __name__ == "__main__":
+    main()

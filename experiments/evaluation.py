@@ -1,0 +1,145 @@
+"""How a trained dual encoder is evaluated: BM25 plain and tuned, the dual encoder, and their fusion.
+
+Everything that is chosen (checkpoint, BM25's settings, the fusion's weight) is chosen on dev; the
+test split is read once. Writes results.json, per_query.json, runs/*.trec, tables/, plots/, and the
+index that `experiments.search` opens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dual_encoder import retriever
+from dual_encoder.encoding import best_params
+from dual_encoder.retriever import FUSION_DEPTH
+from eval import fusion, measures, plots, results, runs, significance, trec
+from experiments import run_dirs
+from index import exact, lexical
+from training import metrics
+from training.build import build
+
+if TYPE_CHECKING:
+    from experiments.contrastive import Experiment
+
+_SAMPLES = 10_000  # of the randomization test
+
+
+def evaluate(experiment: Experiment) -> results.Results:
+    """Evaluates the run's best checkpoint and prints the table; see the module's docstring."""
+    started = time.monotonic()
+    config, dataset, run_dir = experiment.config["evaluation"], experiment.dataset, experiment.run_dir
+    splits = {name: dataset.split(config[f"{name}_split"]) for name in ("dev", "test")}
+    queries = {name: [dataset.queries[q] for q in qrels] for name, qrels in splits.items()}
+
+    def search_bm25(index: lexical.BM25, split: str) -> measures.Run:
+        found = index.search(queries[split], FUSION_DEPTH)
+        return runs.from_rows(list(splits[split]), dataset.doc_ids, *found)
+
+    plain, tuned, settings = _build_bm25(experiment, splits["dev"], queries["dev"])
+    step, params = best_params(run_dir, experiment.task)
+    vectors_ND = experiment.encoder.documents(
+        params, experiment.document_tokens, experiment.text.document_length, title="encoding the corpus"
+    )
+    index = exact.build(vectors_ND)
+    found = {
+        split: {
+            "bm25": search_bm25(tuned, split),
+            "dual_encoder": experiment.search(
+                index, params, list(qrels), experiment.query_tokens(list(qrels)), FUSION_DEPTH
+            ),
+        }
+        for split, qrels in splits.items()
+    }
+    measure = config["tune_measure"]
+    weight, _ = fusion.tune_weight(
+        found["dev"]["dual_encoder"], found["dev"]["bm25"], splits["dev"], measure, config["fusion_weights"]
+    )
+    for of_split in found.values():
+        of_split["hybrid"] = fusion.interpolate(of_split["dual_encoder"], of_split["bm25"], weight)
+    test_runs = {"bm25_plain": search_bm25(plain, "test"), **found["test"]}
+    per_query = {
+        name: measures.evaluate(splits["test"], run, config["measures"]) for name, run in test_runs.items()
+    }
+
+    retriever.save(run_dir, dataset, vectors_ND, tuned, weight)
+    for name, run in test_runs.items():
+        trec.write_run(run_dir / "runs" / f"{name}.trec", run, name)
+    meta = {
+        **run_dirs.meta(experiment.config),
+        "data": dataset.summary(),
+        "corpus_hash": dataset.corpus_hash,
+        "best_step": step,
+        "bm25": settings,
+        "fusion_weight": weight,
+        "evaluation_seconds": round(time.monotonic() - started, 1),
+    }
+    results.write(run_dir, meta, per_query)
+    written = results.read(run_dir)
+    _report(written, run_dir)
+    _plot(experiment, {name: found["dev"][name] for name in ("bm25", "hybrid")}, splits["dev"])
+    return written
+
+
+def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str]):
+    """Returns BM25 as the config fixes it (text alone), BM25 tuned on dev, and what was chosen."""
+    config, dataset = experiment.config["evaluation"], experiment.dataset
+    measure = config["tune_measure"]
+    titles, texts = zip(*((document.title, document.text) for document in dataset.documents), strict=True)
+    plain = lexical.BM25.build(texts, **build(config["bm25_plain"], "config.evaluation.bm25_plain"))
+    grid = config["bm25_grid"]
+    settings = lexical.grid(grid["k1"], grid["b"], grid["title_weight"])
+
+    def quality(scores_QK: np.ndarray, rows_QK: np.ndarray) -> float:
+        run = runs.from_rows(list(qrels), dataset.doc_ids, scores_QK, rows_QK)
+        return measures.means(measures.evaluate(qrels, run, [measure]))[measure]
+
+    best = None
+    for name, spec in grid["analyzers"].items():
+        analyzer = build(spec, f"config.evaluation.bm25_grid.analyzers.{name}")
+        analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
+        setting, table = lexical.tune(analyzed, queries, settings, quality, k=config["dev_depth"])
+        if best is None or table[setting] > best[0]:
+            best = table[setting], analyzed, setting
+    _, analyzed, setting = best
+    chosen = {**dataclasses.asdict(analyzed.vocabulary.analyzer), **setting._asdict()}
+    return plain, lexical.BM25.from_analyzed(analyzed, **setting._asdict()), chosen
+
+
+def _report(written: results.Results, run_dir: Path) -> None:
+    """Prints the table, each system against BM25 tuned on dev, and writes it to tables/results.md."""
+    baseline = written.per_query["bm25"]
+    p_values = {
+        system: {
+            name: significance.randomization_test(values, baseline[name], samples=_SAMPLES)
+            for name, values in columns.items()
+        }
+        for system, columns in written.per_query.items()
+        if system != "bm25"
+    }
+    table = results.table(written, baseline="bm25", p_values=p_values)
+    with trec.replacing(run_dir / "tables" / "results.md") as file:
+        file.write(table + "\n")
+    queries = len(next(iter(baseline.values())))
+    print(
+        f"\n{queries:,} test queries; in brackets the difference from bm25, p by a paired randomization test\n"
+    )
+    print(table)
+
+
+def _plot(experiment: Experiment, dev_runs: Mapping[str, measures.Run], qrels: measures.Qrels) -> None:
+    name = experiment.config["evaluation"]["tune_measure"]
+    levels = {}
+    for system, run in dev_runs.items():
+        levels[system] = measures.means(measures.evaluate(qrels, run, [name]))[name]
+    file = experiment.run_dir / "plots" / "training.png"
+    file.parent.mkdir(exist_ok=True)
+    plots.quality_over_training(
+        file, metrics.read(experiment.run_dir), f"dev/{name}", levels, title=experiment.dataset.summary()
+    )
+    print(f"\nwritten: {experiment.run_dir}/results.json, per_query.json, runs/, tables/, {file}")

@@ -1,0 +1,71 @@
+"""Search a collection with a trained run: one query, or a prompt that takes many.
+
+Examples:
+  python -m experiments.search --workdir=runs/quickstart --query="parse an ISO date"
+  python -m experiments.search --workdir=runs/quickstart
+  python -m experiments.search --workdir=runs/quickstart --query="merge two dicts" --k=3 --json
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+
+from dual_encoder.retriever import SYSTEMS, Hit, Retriever
+from experiments import cli, run_dirs
+
+_SNIPPET_LINES = 3
+_SNIPPET_WIDTH = 100
+
+
+def main() -> None:
+    """Entry point of `retrievax-search`."""
+    command = cli.Command(__doc__)
+    workdir = command.string("workdir", "runs/quickstart", "The run to search with.")
+    query = command.string("query", None, "What to search for; without it, queries are asked for.")
+    k = command.integer("k", 5, "How many results.", lower_bound=1)
+    system = command.choice("system", SYSTEMS[0], SYSTEMS, "What ranks the documents.")
+    as_json = command.boolean("json", "Print one JSON object a query instead of text.")
+
+    def search() -> None:
+        run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
+        retriever = Retriever.load(workdir.value)
+        for text in _ask() if query.value is None else [query.value]:
+            show(retriever, text, k.value, system.value, as_json=as_json.value)
+
+    command.run(search)
+
+
+def show(retriever: Retriever, query: str, k: int, system: str, *, as_json: bool = False) -> None:
+    """Searches and prints the results."""
+    hits = retriever.search(query, k=k, system=system)
+    if as_json:
+        print(json.dumps({"query": query, "system": system, "hits": [hit._asdict() for hit in hits]}))
+        return
+    print(f"\n{query}")
+    for hit in hits:
+        print(f"{hit.rank:3}  {hit.score:.3f}  {hit.doc_id}")
+        for line in snippet(hit):
+            print(f"            {line}")
+    if not hits:
+        print("     no document matches")
+
+
+def snippet(hit: Hit) -> list[str]:
+    """Returns the first lines of a document that say something, cut to a terminal's width."""
+    lines = [line.rstrip() for line in hit.text.splitlines() if line.strip()] or [hit.title or "(empty)"]
+    cut = [line[: _SNIPPET_WIDTH - 3] + "..." if len(line) > _SNIPPET_WIDTH else line for line in lines]
+    return cut[:_SNIPPET_LINES]
+
+
+def _ask() -> Iterator[str]:
+    """Yields the queries that are typed, or piped in, until the input ends."""
+    with contextlib.suppress(EOFError):
+        while True:
+            text = input("query> " if sys.stdin.isatty() else "").strip()
+            if text:
+                yield text
+
+
+if __name__ == "__main__":
+    main()

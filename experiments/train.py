@@ -1,0 +1,28 @@
+"""Train an experiment, then evaluate it; run the same command again to resume.
+
+Examples:
+  python -m experiments.train --config=configs/dual_encoder/python_functions.py --workdir=runs/code
+  python -m experiments.train --config=configs/dual_encoder/python_functions.py \\
+      --config.data.root=$HOME/my_project --config.schedule.total_steps=500 --workdir=runs/mine
+  python -m experiments.train --config=configs/dual_encoder/beir.py:folder=PATH --workdir=runs/beir
+"""
+
+from experiments import cli, run_dirs
+
+
+def main() -> None:
+    """Entry point of `retrievax-train`."""
+    command = cli.Command(__doc__)
+    config = command.config("configs/dual_encoder/python_functions.py")
+    workdir = command.string("workdir", "runs/latest", "The run directory: made, or resumed if it is there.")
+
+    def train() -> None:
+        experiment = run_dirs.start(workdir.value, config.value.to_dict())
+        experiment.train()
+        experiment.evaluate()
+
+    command.run(train)
+
+
+if __name__ == "__main__":
+    main()

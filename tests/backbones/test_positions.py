@@ -1,0 +1,80 @@
+"""Rotary and learned positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbones.positions import LearnedPositions, rotary
+from moe.feed_forward import Context
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def rotary_oracle(x_BHLd, positions_BL, base):
+    """Each pair as one complex number, turned by exp(i angle), entry by entry."""
+    x = np.asarray(x_BHLd, np.float64)
+    half = x.shape[-1] // 2
+    y = np.empty_like(x)
+    for b, h, t in np.ndindex(x.shape[:3]):
+        for i in range(half):
+            turned = complex(x[b, h, t, i], x[b, h, t, half + i]) * np.exp(
+                1j * float(positions_BL[b, t]) * base ** (-2 * i / x.shape[-1])
+            )
+            y[b, h, t, i], y[b, h, t, half + i] = turned.real, turned.imag
+    return y
+
+
+def test_rotary_equals_complex_numbers():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6))
+    positions = np.array([[0, 1, 2, 3], [5, 5, 90, 7]])
+    y = rotary(x, jnp.asarray(positions), base=100.0)
+    expected = rotary_oracle(x, positions, 100.0)
+    assert np.max(np.abs(y - expected)) <= 1e-5 * np.max(np.abs(expected))
+    shared = rotary(x, jnp.arange(4)[None])
+    np.testing.assert_array_equal(shared, rotary(x, jnp.broadcast_to(jnp.arange(4), (2, 4))))
+
+
+SCORE = jax.jit(lambda q, k, i, j: jnp.sum(rotary(q, i) * rotary(k, j)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500), st.integers(0, 2**31 - 1))
+def test_scores_depend_on_distance_alone(i, j, shift, seed):
+    q, k = draw(seed, 2, 1, 1, 1, 8)
+
+    def score(i, j):
+        return float(SCORE(q, k, np.array([[i]]), np.array([[j]])))
+
+    assert score(i, j) == pytest.approx(score(i + shift, j + shift), abs=2e-3)
+    assert score(i, i) == pytest.approx(float(jnp.sum(q * k)), abs=1e-4)
+
+
+def test_rotary_refuses_an_odd_width():
+    with pytest.raises(ValueError, match="is 5"):
+        rotary(jnp.ones((1, 1, 2, 5)), jnp.arange(2)[None])
+
+
+def test_learned_positions_add_the_rows_asked_for():
+    x_BLD = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    module = LearnedPositions(max_length=5)
+    context = Context(valid=jnp.ones((2, 3), bool), positions=jnp.arange(3)[None])
+    params = module.init(jax.random.key(1), x_BLD, context)
+    table = params["params"]["table"]
+    np.testing.assert_array_equal(module.apply(params, x_BLD, context), x_BLD + table[None, :3])
+    packed = context.replace(positions=jnp.array([[0, 1, 0], [4, 3, 2]]))
+    added = jnp.stack([table[jnp.array([0, 1, 0])], table[jnp.array([4, 3, 2])]])
+    np.testing.assert_array_equal(module.apply(params, x_BLD, packed), x_BLD + added)
+    beyond = context.replace(positions=jnp.array([[0, 1, 5], [0, 1, -1]]))
+    nan_BL = jnp.isnan(module.apply(params, x_BLD, beyond)).all(-1)
+    np.testing.assert_array_equal(nan_BL, [[False, False, True]] * 2)
+
+
+def test_learned_positions_refuse_a_longer_input():
+    context = Context(valid=jnp.ones((1, 6), bool), positions=jnp.arange(6)[None])
+    with pytest.raises(ValueError, match=r"length 6.*max_length = 5"):
+        LearnedPositions(max_length=5).init(jax.random.key(0), jnp.ones((1, 6, 4)), context)
