@@ -33,6 +33,10 @@ class TokenEmbedding(nn.Module):
         """int [...] to float32 [..., D]."""
         return self.table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
+    def combine(self, weights: jax.Array) -> jax.Array:
+        """Float [..., V] to the weighted sums of all vectors, [..., D]."""
+        return weights @ self.table.astype(weights.dtype)
+
     def attend(self, x: jax.Array) -> jax.Array:
         """Float [..., D] to logits [..., V] over the vocabulary with the same table (Press and Wolf 2017)."""
         return x @ self.table.T.astype(x.dtype)

@@ -96,6 +96,7 @@ def train_bpe(
     vocab_size: int,
     split_identifiers: bool = True,
     lowercase: bool = True,
+    punctuation: bool = True,
     min_frequency: int = 2,
 ) -> Tokenizer:
     """Trains byte-pair encoding (Sennrich et al., 2016, "Neural Machine Translation of Rare Words
@@ -109,7 +110,7 @@ def train_bpe(
         limit_alphabet=500,
         show_progress=False,
     )
-    return _train(backend, trainer, texts, split_identifiers, lowercase)
+    return _train(backend, trainer, texts, split_identifiers, lowercase, punctuation)
 
 
 def train_wordpiece(
@@ -118,9 +119,11 @@ def train_wordpiece(
     vocab_size: int,
     split_identifiers: bool = True,
     lowercase: bool = True,
+    punctuation: bool = True,
     min_frequency: int = 2,
 ) -> Tokenizer:
-    """Trains WordPiece as BERT uses it (Wu et al., 2016, "Google's Neural Machine Translation System")."""
+    """Trains WordPiece as BERT uses it (Wu et al., 2016, "Google's Neural Machine Translation System");
+    the arguments are those of `train_bpe`."""
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -129,14 +132,15 @@ def train_wordpiece(
         limit_alphabet=500,
         show_progress=False,
     )
-    return _train(backend, trainer, texts, split_identifiers, lowercase)
+    return _train(backend, trainer, texts, split_identifiers, lowercase, punctuation)
 
 
-def _train(backend, trainer, texts, split_identifiers: bool, lowercase: bool) -> Tokenizer:
+def _train(backend, trainer, texts, split_identifiers: bool, lowercase: bool, punctuation: bool) -> Tokenizer:
     steps = [normalizers.Replace(Regex(_IDENTIFIER_BOUNDARY), " ")] if split_identifiers else []
     steps += [normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}\p{M}]+"), "removed")
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer() if punctuation else words
     backend.decoder = decoders.WordPiece()
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend)

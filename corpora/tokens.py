@@ -3,6 +3,7 @@
 Letters: B rows of a batch, L length, N rows of the table, T tokens in all.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ TEXT, TITLE = 0, 1  # segment ids: the text (or a query) is 0, a document's titl
 _TEXTS_AT_ONCE = 8_192
 
 
-class TokenTable(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenTable:
     """Tokens of N texts: row n is `tokens[offsets[n] : offsets[n + 1]]`.
 
     Attributes:

@@ -34,15 +34,17 @@ class Command:
 
     def __init__(self, doc: str):
         self._doc, self._flags = doc, flags.FlagValues()
+        self._default_config: str | None = None
 
     def config(self, default: str) -> flags.FlagHolder:
         """Defines `--config=FILE.py[:ARGUMENT]` and its overrides `--config.field=value`."""
         self._default_config = default
+        # Given as a default, it would be what overrides of another file's fields are checked against.
         return config_flags.DEFINE_config_file(
             "config",
-            default,
+            None,
             "The experiment, FILE.py or FILE.py:ARGUMENT; any field of it can be overridden, as in "
-            "--config.schedule.total_steps=100.",
+            f"--config.schedule.total_steps=100. By default {default}.",
             lock_config=True,
             flag_values=self._flags,
         )
@@ -82,6 +84,9 @@ class Command:
             sys.exit(2)
 
     def _parse(self) -> list[str]:
+        named = any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:])
+        if self._default_config and not named:
+            sys.argv.insert(1, f"--config={self._default_config}")
         for argument in sys.argv[1:]:
             if match := re.match(r"--?config=(.*?\.py)(:.*)?$", argument):
                 check_config_file(match[1])

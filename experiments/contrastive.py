@@ -89,6 +89,8 @@ class Experiment:
             self.document_tokens,
             query_length=self.text.query_length,
             document_length=self.text.document_length,
+            negatives=self._negatives(),
+            negatives_per_query=batch.get("negatives_per_query", 0),
             seed=self.config["seed"],
         )
         order = batches.Order(len(self.pairs.query_rows), self.config["seed"])
@@ -152,6 +154,19 @@ class Experiment:
         """Returns the run of the dual encoder with the given parameters."""
         vectors_QD = self.encoder.queries(params, query_tokens, self.text.query_length)
         return runs.from_rows(query_ids, self.dataset.doc_ids, *exact.search(index, vectors_QD, k))
+
+    def _negatives(self) -> np.ndarray | None:
+        """Mines the table that `batch.negatives` asks for, once a run."""
+        if "negatives" not in self.config["batch"]:
+            return None
+        file = self.run_dir / "tables" / "negatives.npy"
+        if not file.exists():
+            mine = build(self.config["batch"]["negatives"], "config.batch.negatives")
+            file.parent.mkdir(exist_ok=True)
+            partial = file.with_name("partial.npy")
+            np.save(partial, mine(self.dataset, self.pairs))
+            partial.replace(file)
+        return np.load(file)
 
     def _training_texts(self) -> Iterator[str]:
         for document in self.dataset.documents.read(np.unique(self.pairs.document_rows)):

@@ -127,7 +127,7 @@ def _report(written: results.Results, run_dir: Path) -> None:
         file.write(table + "\n")
     queries = len(next(iter(baseline.values())))
     print(
-        f"\n{queries:,} test queries; in brackets the difference from bm25, p by a paired randomization test\n"
+        f"\n{queries:,} test queries; in brackets the difference from bm25 and its p (randomization test)\n"
     )
     print(table)
 

@@ -1,55 +1,72 @@
-"""placeholder"""
+"""Code search on a laptop: a bag-of-subwords dual encoder that learns docstring -> function."""
 
 import ml_collections
 
+from configs.arguments import parse_argument
 
-def get_config(arg=None):
-    c = ml_collections.ConfigDict()
-    c.family = "experiments.contrastive.Experiment"
-    c.seed = 0
-    c.data = dict(name="corpora.sources.python_functions.load", root="")
-    c.tokenizer = dict(name="corpora.tokenizer.train_bpe", vocab_size=8_000)
-    c.text = dict(query_length=48, document_length=192, special_tokens=False)
-    c.batch = dict(batch_size=512)
-    bag = dict(
-        name="backbones.bag.BagOfSubwords",
-        vocab_size=8_000,
-        num_segments=2,
-        token_dropout=0.15,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=8_000, width=256),
-    )
-    c.task = dict(
+VOCAB_SIZE = 8_000
+WIDTH = 1_024
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    """Argument: `root=FOLDER` searches the Python files below it; `steps=` the length of training."""
+    given = parse_argument(argument, {"root": "", "steps": 144})
+    config = ml_collections.ConfigDict()
+    config.family = "experiments.contrastive.Experiment"
+    config.seed = 0
+    config.data = dict(name="corpora.sources.python_functions.load", root=given.root)
+    config.tokenizer = dict(name="corpora.tokenizer.train_bpe", vocab_size=VOCAB_SIZE, punctuation=False)
+    config.text = dict(query_length=48, document_length=224, special_tokens=False)
+    config.batch = dict(batch_size=1_024)
+    config.task = dict(
         name="dual_encoder.task.Contrastive",
         model=dict(
-            name="dual_encoder.towers.tied",
-            tower=dict(
-                name="dual_encoder.towers.Tower", encoder=bag, pooler=dict(name="dual_encoder.poolers.mean")
-            ),
+            name="dual_encoder.towers.shared_embedding",
+            query=tower(segment_weights=()),
+            # A title (the dotted path) is short and says most: its tokens count six times at first.
+            document=tower(segment_weights=(1.0, 6.0)),
         ),
         objective=dict(name="dual_encoder.objectives.symmetric_info_nce"),
         temperature=0.05,
         learn_temperature=True,
     )
-    c.optimizer = dict(
+    config.optimizer = dict(
         name="training.optimizers.clipped",
         max_norm=1.0,
         optimizer=dict(
-            name="optax.adamw",
-            weight_decay=0.0,
+            name="optax.adam",
             learning_rate=dict(
                 name="optax.warmup_cosine_decay_schedule",
                 init_value=0.0,
                 peak_value=2e-3,
-                warmup_steps=20,
-                decay_steps=280,
-                end_value=0.0,
+                warmup_steps=max(1, given.steps // 20),
+                decay_steps=given.steps,
             ),
         ),
     )
-    c.schedule = dict(
-        total_steps=280, log_every=20, eval_every=140, save_every=140, best_measure="dev/mrr@10"
+    config.schedule = dict(
+        total_steps=given.steps,
+        log_every=12,
+        eval_every=max(1, given.steps // 6),
+        save_every=max(1, given.steps // 3),
+        best_measure="dev/mrr@10",
     )
-    c.evaluation = dict(
+    config.evaluation = evaluation()
+    return config
+
+
+def tower(segment_weights: tuple[float, ...]) -> dict:
+    embed = dict(name="backbones.embedding.TokenEmbedding", vocab_size=VOCAB_SIZE, width=WIDTH)
+    return dict(
+        name="dual_encoder.towers.Tower",
+        encoder=dict(name="backbones.bag.BagOfSubwords", embed=embed, segment_weights=segment_weights),
+        pooler=dict(name="dual_encoder.poolers.mean"),
+    )
+
+
+def evaluation() -> dict:
+    words = dict(name="index.lexical.Analyzer", split_identifiers=True)
+    return dict(
         train_split="train",
         dev_split="dev",
         test_split="test",
@@ -58,20 +75,16 @@ def get_config(arg=None):
         dev_depth=10,
         tune_measure="mrr@10",
         fusion_weights=tuple(i / 10 for i in range(11)),
-        bm25_plain=dict(k1=1.5, b=0.75, analyzer=dict(name="index.lexical.Analyzer", split_identifiers=True)),
+        bm25_plain=dict(k1=1.5, b=0.75, analyzer=words),
         bm25_grid=dict(
             k1=(0.9, 1.5, 3.0),
-            b=(0.75, 0.9),
-            title_weight=(0.0, 1.0, 2.0),
+            b=(0.75, 0.9, 1.0),
+            title_weight=(0.0, 1.0, 2.0, 4.0),
             analyzers=dict(
-                words=dict(name="index.lexical.Analyzer", split_identifiers=True),
-                stems=dict(
-                    name="index.lexical.Analyzer",
-                    split_identifiers=True,
-                    stop_words="english",
-                    stemmer="english",
-                ),
+                words=words,
+                stems=words | dict(stemmer="english"),
+                content_words=words | dict(stop_words="english"),
+                content_stems=words | dict(stop_words="english", stemmer="english"),
             ),
         ),
     )
-    return c

@@ -1,4 +1,4 @@
-"""The bag of subwords against a loop over tokens, and against counts times table."""
+"""The bag of subwords against a loop over tokens, and against gathered vectors."""
 
 import collections
 import functools
@@ -18,7 +18,7 @@ V, D = 11, 4
 
 
 def make(**fields):
-    return BagOfSubwords(embed=TokenEmbedding(V, D), vocab_size=V, **fields)
+    return BagOfSubwords(embed=TokenEmbedding(V, D), **fields)
 
 
 def draw(seed, *shape):
@@ -45,21 +45,22 @@ def oracle(module, params, batch):
     tokens, mask = np.asarray(batch["tokens"]), np.asarray(batch["mask"]).astype(bool)
     y = np.zeros((len(tokens), D))
     for b in range(len(tokens)):
-        counts = collections.Counter(tokens[b][mask[b]])
+        counts = collections.Counter()
         for t in np.flatnonzero(mask[b]):
-            token = tokens[b, t]
-            weight = float(module.saturation(jnp.float32(counts[token]))) / counts[token]
-            weight *= np.exp(p["log_token_weight"][token])
-            if module.num_segments:
-                weight *= np.exp(p["log_segment_weight"][batch["segments"][b, t]])
+            segment = batch["segments"][b, t]
+            counts[int(tokens[b, t])] += (
+                np.exp(p["log_segment_weight"][segment]) if module.segment_weights else 1.0
+            )
+        for token, n in counts.items():
+            weight = float(module.saturation(jnp.float32(n))) * np.exp(p["log_token_weight"][token])
             y[b] += weight * p["embed"]["table"][token]
     return y
 
 
 @pytest.mark.parametrize("saturation", [linear, logarithmic, functools.partial(saturating, k1=0.9)])
-@pytest.mark.parametrize("num_segments", [0, 2])
-def test_equals_a_loop_over_tokens(saturation, num_segments):
-    module, batch = make(saturation=saturation, num_segments=num_segments), draw_batch()
+@pytest.mark.parametrize("segment_weights", [(), (1.0, 4.0)])
+def test_equals_a_loop_over_tokens(saturation, segment_weights):
+    module, batch = make(saturation=saturation, segment_weights=segment_weights), draw_batch()
     params = random_params(module, batch)
     encoded = module.apply(params, batch)
     expected = oracle(module, params, batch)
@@ -68,35 +69,38 @@ def test_equals_a_loop_over_tokens(saturation, num_segments):
     assert np.max(np.abs(encoded.last[:, 0] - expected)) <= 1e-5 * np.max(np.abs(expected))
 
 
-def test_value_and_gradient_equal_counts_times_table():
-    """The other form: saturation(counts [B, V]) * weights, one product with the table."""
-    module, batch = make(), draw_batch(1)
+def test_value_and_gradient_equal_the_gathered_form():
+    """The other form: the vectors [B, L, D] of all positions, each with its share of its token's weight."""
+    module, batch = make(segment_weights=(1.0, 3.0)), draw_batch(1)
     params = random_params(module, batch)
     target = draw(9, 6, D)
 
-    def gathered(params):
+    def counted(params):
         return jnp.sum(module.apply(params, batch).last[:, 0] * target)
 
-    def counted(params):
-        p = params["params"]
-        hot_BLV = jax.nn.one_hot(batch["tokens"], V) * batch["mask"][:, :, None]
-        weights_BV = jnp.log1p(hot_BLV.sum(axis=1)) * jnp.exp(p["log_token_weight"])[None]
-        return jnp.sum((weights_BV @ p["embed"]["table"]) * target)
+    def gathered(params):
+        p, tokens = params["params"], batch["tokens"]
+        weight_BL = jnp.exp(p["log_segment_weight"])[batch["segments"]] * batch["mask"]
+        same_BLL = tokens[:, :, None] == tokens[:, None, :]
+        count_BL = jnp.sum(same_BLL * weight_BL[:, None, :], axis=-1)
+        share_BL = jnp.where(batch["mask"], jnp.log1p(count_BL) * weight_BL / jnp.maximum(count_BL, 1e-9), 0)
+        share_BL *= jnp.exp(p["log_token_weight"])[tokens]
+        return jnp.sum(jnp.einsum("bl,bld->bd", share_BL, p["embed"]["table"][tokens]) * target)
 
-    ours, expected = (jax.jit(jax.grad(f))(params) for f in (gathered, counted))
-    assert float(gathered(params)) == pytest.approx(float(counted(params)), rel=1e-5)
+    ours, expected = (jax.jit(jax.grad(f))(params) for f in (counted, gathered))
+    assert float(counted(params)) == pytest.approx(float(gathered(params)), rel=1e-5)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(b))
 
 
-RUN = jax.jit(make(num_segments=2).apply)
+RUN = jax.jit(make(segment_weights=(1.0, 2.0)).apply)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.sampled_from([1, 5]))
 def test_order_and_padding_change_nothing(seed, extra):
     batch = draw_batch(seed)
-    params = random_params(make(num_segments=2), draw_batch())
+    params = random_params(make(segment_weights=(1.0, 2.0)), draw_batch())
     shuffle = np.random.default_rng(seed).permutation(batch["tokens"].shape[1] + extra)
     garbage = {"tokens": V + 7, "mask": 0, "segments": -5}  # out of range, and never read
     padded = {
@@ -122,7 +126,7 @@ def test_a_text_without_tokens_is_zero_and_masked():
 
 
 def test_ids_out_of_range_are_nan():
-    module, batch = make(num_segments=2), draw_batch()
+    module, batch = make(segment_weights=(1.0, 2.0)), draw_batch()
     params = random_params(module, batch)
     batch["tokens"] = batch["tokens"].at[0, 0].set(V)
     batch["segments"] = batch["segments"].at[1, 0].set(2)
@@ -149,30 +153,15 @@ def test_dropped_tokens_are_as_though_absent():
     assert jnp.all(jnp.any(kept, axis=1)), "a text keeps something"
     # each of 4 tokens stays with 0.3; all four when none would: 0.3 + 0.7^4 = 0.5401
     assert kept[:, :4].mean() == pytest.approx(0.5401, abs=0.01)
-    counts = bag.occurrences(jnp.array([[7, 7, 7, 3]]), jnp.array([[True, False, True, True]]))
-    np.testing.assert_array_equal(counts, [[2, 0, 2, 1]])
 
 
-def test_shares_by_hand():
-    counts = jnp.array([[1.0, 2.0, 0.0]])
-    np.testing.assert_allclose(
-        bag.saturated_share(counts, logarithmic), [[np.log(2), np.log(3) / 2, 0]], rtol=1e-6
-    )
+def test_weights_by_hand():
+    # Token 7 twice in the text (1 each) and once in the title (4): count 6; token 3 masked.
+    tokens, weight = jnp.array([[7, 7, 7, 3]]), jnp.array([[1.0, 1.0, 4.0, 0.0]])
+    np.testing.assert_array_equal(bag.count(tokens, weight, 9), [[0, 0, 0, 0, 0, 0, 0, 6, 0]])
+    np.testing.assert_array_equal(bag.count(jnp.array([[9, -1, 2]]), jnp.ones((1, 3)), 9).sum(), 1)
+    np.testing.assert_allclose(logarithmic(jnp.array([0.0, 1.0])), [0, np.log(2)], rtol=1e-6)
     np.testing.assert_allclose(saturating(jnp.array([0.0, 1.0, 3.0]), k1=1.0), [0, 1, 1.5])
-
-
-def test_weights_from_idf():
-    module, batch = make(), draw_batch()
-    params = module.init(jax.random.key(0), batch)["params"]
-    idf = jnp.linspace(0.1, 3.0, V)
-    weighted = bag.with_token_weights(params, idf)
-    scaled = {**params, "embed": {"table": params["embed"]["table"] * idf[:, None]}}
-    ours, expected = (module.apply({"params": p}, batch).last for p in (weighted, scaled))
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        bag.with_token_weights(params, jnp.ones(3))
-    with pytest.raises(ValueError, match="positive"):
-        bag.with_token_weights(params, idf.at[0].set(0.0))
 
 
 def test_what_cannot_be_is_refused():
@@ -180,5 +169,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="prefix"):
         make().init(jax.random.key(0), batch, prefix=jnp.ones((6, 1, D)))
     del batch["segments"]
-    with pytest.raises(ValueError, match="num_segments is 2"):
-        make(num_segments=2).init(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="segment_weights are"):
+        make(segment_weights=(1.0, 2.0)).init(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="positive numbers"):
+        make(segment_weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="token_dropout is 1"):
+        make(token_dropout=1.0)

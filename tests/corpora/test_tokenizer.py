@@ -21,6 +21,12 @@ def test_identifiers_are_split(train):
     made = train(TEXTS, vocab_size=200)
     assert made.tokens("parseIsoDate") == made.tokens("parse_iso_date") == ["parse", "iso", "date"]
     assert made.tokens("HTTPServer")[:2] == ["http", "server"]
+    assert made.tokens("(date)") == ["(", "date", ")"]
+    assert train(TEXTS, vocab_size=200, punctuation=False).tokens("(date) = read;http") == [
+        "date",
+        "read",
+        "http",
+    ]
     whole = train(TEXTS, vocab_size=200, split_identifiers=False)
     assert whole.tokens("parseIsoDate") == ["parseisodate"]
 

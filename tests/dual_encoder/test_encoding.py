@@ -1,0 +1,94 @@
+import jax
+import numpy as np
+import pytest
+
+from corpora.tokens import TokenTable
+from dual_encoder.encoding import Encoder, best_params, bucket
+from dual_encoder.task import SMALLEST_BATCH, Contrastive
+from training.build import build
+from training.checkpoints import CheckpointError, Checkpoints
+from training.mesh import data_mesh
+from training.task import TrainState
+
+TOWER = {
+    "name": "dual_encoder.towers.Tower",
+    "pooler": {"name": "dual_encoder.poolers.mean"},
+    "encoder": {
+        "name": "backbones.encoder.TransformerEncoder",
+        "num_layers": 1,
+        "embed": {"name": "backbones.embedding.TokenEmbedding", "vocab_size": 30, "width": 8},
+        "block": {
+            "name": "backbones.blocks.PreNorm",
+            "attention": {"name": "backbones.attention.SelfAttention", "heads": 2},
+            "feed_forward": {"name": "moe.feed_forward.Dense", "width": 16},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Contrastive(build({"name": "dual_encoder.towers.separate", "query": TOWER, "document": TOWER}))
+
+
+@pytest.fixture(scope="module")
+def params(task):
+    return task.init(jax.random.key(0), SMALLEST_BATCH)[0]
+
+
+def table(lengths, seed=0):
+    tokens = np.random.default_rng(seed).integers(5, 30, sum(lengths)).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenTable(tokens, np.zeros(len(tokens), np.uint8), offsets, pad_id=0)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_batches_and_lengths_change_nothing(task, params, devices):
+    texts = table([3, 70, 1, 0, 16, 17, 40, 5, 64, 2, 9])
+    encoder = Encoder(task.model, batch_size=3, mesh=data_mesh(jax.devices()[:devices]))
+    vectors = encoder.documents(params["model"], texts, 64)
+    assert vectors.shape == (11, 8)
+    for row in range(len(texts)):
+        one = texts.rectangle(np.array([row]), 64)
+        expected = task.model.apply({"params": params["model"]}, one, method="encode_document")[0]
+        np.testing.assert_allclose(vectors[row], expected, atol=1e-5)
+    np.testing.assert_array_equal(vectors[3], 0.0)
+
+
+def test_the_sides_have_their_own_towers(task, params):
+    encoder = Encoder(task.model)
+    texts = table([3, 5])
+    difference = encoder.queries(params["model"], texts, 8) - encoder.documents(params["model"], texts, 8)
+    assert np.abs(difference).max() > 0.01
+
+
+def test_progress_is_shown_where_it_has_a_title(task, params, monkeypatch):
+    lines = []
+    monkeypatch.setattr("training.progress._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("builtins.print", lambda text, **kwargs: lines.append(text))
+    Encoder(task.model, batch_size=8).documents(params["model"], table([3] * 20), 8, title="encoding")
+    assert [line.split(" (")[0] for line in lines] == [f"encoding: {n} of 20 texts" for n in (8, 16, 20)]
+
+
+def test_few_lengths_are_compiled():
+    assert [bucket(n, 100) for n in (0, 1, 16, 17, 33, 64, 65, 100)] == [16, 16, 16, 32, 64, 64, 100, 100]
+    assert bucket(3, 8) == 8
+
+
+def test_a_batch_of_nothing_is_refused(task):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Encoder(task.model, batch_size=0)
+
+
+def test_best_parameters_come_back(task, params, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        best_params(tmp_path, task)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_best(TrainState(np.int32(7), params, {}, ()), 0.5)
+    checkpoints.close()
+    step, restored = best_params(tmp_path, task)
+    assert step == 7
+    jax.tree.map(np.testing.assert_array_equal, restored, params["model"])
+    other = Contrastive(build({"name": "dual_encoder.towers.tied", "tower": TOWER}))
+    with pytest.raises(CheckpointError, match="cannot be restored"):
+        best_params(tmp_path, other)

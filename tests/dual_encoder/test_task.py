@@ -1,0 +1,135 @@
+"""The contrastive Task: its loss by hand, temperature, and the same loss and gradients on 1 and 8 devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dual_encoder.objectives import info_nce, symmetric_info_nce
+from dual_encoder.task import SMALLEST_BATCH, Contrastive
+from training import mesh as meshes
+from training.build import build
+
+BAG = {
+    "name": "backbones.bag.BagOfSubwords",
+    "segment_weights": (1.0, 2.0),
+    "embed": {"name": "backbones.embedding.TokenEmbedding", "vocab_size": 30, "width": 8},
+}
+TRANSFORMER = {
+    "name": "backbones.encoder.TransformerEncoder",
+    "num_layers": 2,
+    "embed": {"name": "backbones.embedding.TokenEmbedding", "vocab_size": 30, "width": 16},
+    "block": {
+        "name": "backbones.blocks.PreNorm",
+        "attention": {"name": "backbones.attention.SelfAttention", "heads": 2},
+        "feed_forward": {"name": "moe.feed_forward.Dense", "width": 32},
+    },
+}
+
+
+@functools.cache
+def task(encoder="bag", **fields):
+    spec = {
+        "name": "dual_encoder.towers.tied",
+        "tower": {
+            "name": "dual_encoder.towers.Tower",
+            "encoder": BAG if encoder == "bag" else TRANSFORMER,
+            "pooler": {"name": "dual_encoder.poolers.mean"},
+        },
+    }
+    return Contrastive(build(spec), **fields)
+
+
+def batch(rows=8, negatives=2, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"query": (rows, 5), "document": (rows, 1 + negatives, 9)}
+    arrays = {}
+    for side, shape in shapes.items():
+        arrays[f"{side}_tokens"] = rng.integers(5, 30, shape)
+        arrays[f"{side}_mask"] = (rng.random(shape) < 0.8) | (np.arange(shape[-1]) == 0)
+        arrays[f"{side}_segments"] = rng.integers(0, 2, shape)
+    arrays["document_rows"] = rng.integers(0, 12, shapes["document"][:2])
+    arrays["positives"] = np.stack([arrays["document_rows"][:, 0], rng.integers(-1, 12, rows)], axis=1)
+    return {name: array.astype(np.int32) for name, array in arrays.items()}
+
+
+def loss_and_gradients(of, params, arrays):
+    def loss(params):
+        return of.loss(params, {}, arrays, jax.random.key(0), train=True)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_loss_equals_a_loop_over_queries(negatives):
+    arrays = batch(negatives=negatives)
+    params, state = task().init(jax.random.key(1), arrays)
+    (loss, (_, metrics)), _ = loss_and_gradients(task(), params, arrays)
+
+    def encode(side, i):
+        one = {name: arrays[f"{side}_{name}"][i][None] for name in ("tokens", "mask", "segments")}
+        return np.asarray(task().model.apply({"params": params["model"]}, one, method="encode_query"))[0]
+
+    rows = list(np.ndindex(arrays["document_rows"].shape))
+    documents = {at: encode("document", at) for at in rows}
+    losses = []
+    for i in range(8):
+        relevant = set(arrays["positives"][i]) - {-1}
+        scores = {
+            at: encode("query", i) @ documents[at] / 0.05
+            for at in rows
+            if at == (i, 0) or arrays["document_rows"][at] not in relevant
+        }
+        losses.append(np.log(sum(np.exp(s) for s in scores.values())) - scores[i, 0])
+    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-4)
+    assert float(metrics["temperature"]) == pytest.approx(0.05)
+    assert state == {}
+
+
+@pytest.mark.parametrize("encoder", ["bag", "transformer"])
+@pytest.mark.parametrize("objective", [info_nce, symmetric_info_nce])
+def test_eight_devices_equal_one(encoder, objective):
+    of, arrays = task(encoder, objective=objective, learn_temperature=True), batch(rows=16)
+    params, _ = of.init(jax.random.key(1), arrays)
+    results = []
+    for devices in (1, 8):
+        mesh = meshes.data_mesh(jax.devices()[:devices])
+        placed = meshes.replicate(params, mesh), meshes.shard_batch(arrays, mesh)
+        results.append(jax.device_get(loss_and_gradients(of, *placed)))
+    (one, one_grads), (eight, eight_grads) = results
+    assert one[0] == pytest.approx(eight[0], rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one_grads), jax.tree.leaves(eight_grads), strict=True):
+        assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(b))
+
+
+def test_a_learned_temperature_starts_where_it_is_told_and_has_a_gradient():
+    of, arrays = task(learn_temperature=True, temperature=0.2), batch()
+    params, _ = of.init(jax.random.key(1), arrays)
+    assert float(of.current_temperature(params)) == pytest.approx(0.2)
+    _, grads = loss_and_gradients(of, params, arrays)
+    assert abs(float(grads["log_temperature"])) > 1e-4
+    assert float(of.current_temperature({"log_temperature": jnp.float32(-50.0)})) == pytest.approx(0.01)
+
+
+def test_parameters_depend_on_no_batch_shape():
+    shapes = [
+        jax.eval_shape(lambda b=b: task().init(jax.random.key(0), b))[0] for b in (batch(), SMALLEST_BATCH)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
+        (
+            {"temperature": 0.05, "learn_temperature": True, "min_temperature": 0.05},
+            "min_temperature is 0.05",
+        ),
+    ],
+)
+def test_impossible_temperatures_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Contrastive(None, **fields)
