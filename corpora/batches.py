@@ -21,16 +21,38 @@ Batch = dict[str, np.ndarray]
 
 
 class Order:
-    """The global order of `examples` examples, shuffled anew in each epoch."""
+    """The global order of examples, shuffled anew in each epoch.
 
-    def __init__(self, examples: int, seed: int):
-        self._order = grain.MapDataset.range(examples).seed(seed).shuffle().repeat()
+    Args:
+      examples: how many there are.
+      seed: of the shuffle.
+      neighbors: how many consecutive examples stay together. Those of one file or story are each
+        other's hard negatives in a batch. With more than 1, the `examples % neighbors` last ones of an
+        epoch's cut are left out, others each epoch.
+
+    Raises:
+      ValueError: `neighbors` is below 1 or above `examples`.
+    """
+
+    def __init__(self, examples: int, seed: int, neighbors: int = 1):
+        if not 1 <= neighbors <= examples:
+            raise ValueError(f"neighbors is {neighbors}; allowed: 1 to {examples}, the number of examples")
+        self._examples, self._neighbors = examples, neighbors
+        self._blocks = examples // neighbors
+        self._order = grain.MapDataset.range(self._blocks).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, batch_size: int, process: int = 0, processes: int = 1) -> np.ndarray:
         """Returns the examples of one process at one step, int64 [batch_size / processes]."""
         local = batch_size // processes
         first = step * batch_size + process * local
-        return np.array([self._order[first + i] for i in range(local)])
+        return np.array([self._example(position) for position in range(first, first + local)])
+
+    def _example(self, position: int) -> int:
+        block, member = divmod(position, self._neighbors)
+        if self._neighbors == 1:
+            return self._order[block]
+        epoch = block // self._blocks
+        return (self._order[block] * self._neighbors + member + epoch) % self._examples
 
 
 class Pairs(NamedTuple):

@@ -4,7 +4,7 @@ Letters: B rows of a batch, L length, N rows of the table, T tokens in all.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from corpora.tables import Document
 from corpora.tokenizer import Tokenizer
 
-TEXT, TITLE = 0, 1  # segment ids: the text (or a query) is 0, a document's title 1
+# Segment ids: of the text (or a query), of a document's title, and of the first tokens of its text.
+TEXT, TITLE, LEAD = 0, 1, 2
 _TEXTS_AT_ONCE = 8_192
 
 
@@ -22,7 +23,7 @@ class TokenTable:
 
     Attributes:
       tokens: int32 [T].
-      segments: uint8 [T]; TITLE or TEXT.
+      segments: uint8 [T]; TEXT, TITLE or LEAD.
       offsets: int64 [N + 1].
       pad_id: the id that fills a rectangle.
     """
@@ -61,11 +62,14 @@ class TextSettings(NamedTuple):
     Attributes:
       query_length: tokens a query is cut to; `document_length` likewise.
       special_tokens: whether rows are framed by [CLS] and [SEP]: for Transformers, not for bags.
+      lead_length: tokens at the start of a document's text that are a segment of their own, such as the
+        name in the first line of a function; 0 for none.
     """
 
     query_length: int
     document_length: int
     special_tokens: bool = False
+    lead_length: int = 0
 
     def queries(self, tokenizer: Tokenizer, texts: Iterable[str]) -> TokenTable:
         """Tokenizes queries."""
@@ -75,7 +79,13 @@ class TextSettings(NamedTuple):
     def documents(self, tokenizer: Tokenizer, documents: Iterable[Document]) -> TokenTable:
         """Tokenizes documents, title first."""
         pairs = ((document.title, document.text) for document in documents)
-        return tokenize(tokenizer, pairs, max_length=self.document_length, special_tokens=self.special_tokens)
+        return tokenize(
+            tokenizer,
+            pairs,
+            max_length=self.document_length,
+            special_tokens=self.special_tokens,
+            lead_length=self.lead_length,
+        )
 
 
 def tokenize(
@@ -84,6 +94,7 @@ def tokenize(
     *,
     max_length: int,
     special_tokens: bool,
+    lead_length: int = 0,
 ) -> TokenTable:
     """Tokenizes (title, text) pairs; a title comes first and is cut last.
 
@@ -93,6 +104,7 @@ def tokenize(
       max_length: of a row, special tokens included.
       special_tokens: whether rows are `[CLS] title [SEP] text [SEP]` (`[CLS] text [SEP]` without a
         title), as Transformers with a cls pooling want, or only the subwords, as a bag does.
+      lead_length: how many tokens at the start of a text are LEAD.
 
     Raises:
       ValueError: `max_length` leaves no room for a token.
@@ -104,7 +116,7 @@ def tokenize(
         titles = tokenizer.encode([title for title, _ in batch], max_length)
         bodies = tokenizer.encode([text for _, text in batch], max_length)
         for title, body in zip(titles, bodies, strict=True):
-            ids, kinds = _row(tokenizer, title, body, max_length, special_tokens)
+            ids, kinds = _row(tokenizer, title, body, max_length, special_tokens, lead_length)
             tokens.append(np.asarray(ids, np.int32))
             segments.append(np.asarray(kinds, np.uint8))
             lengths.append(len(ids))
@@ -116,16 +128,19 @@ def tokenize(
     )
 
 
-def _row(tokenizer: Tokenizer, title: Sequence[int], body: Sequence[int], max_length: int, special: bool):
+def _row(
+    tokenizer: Tokenizer, title: list[int], body: list[int], max_length: int, special: bool, lead_length: int
+) -> tuple[list[int], list[int]]:
+    """One row's ids and segments."""
+    kinds = [LEAD] * min(lead_length, len(body)) + [TEXT] * (len(body) - lead_length)
     if not special:
-        ids = [*title, *body][:max_length]
-        kinds = ([TITLE] * len(title) + [TEXT] * len(body))[:max_length]
-        return ids, kinds
+        ids = [*title, *body]
+        return ids[:max_length], ([TITLE] * len(title) + kinds)[:max_length]
     first = [*title, tokenizer.sep_id] if title else []
     first = first[: max_length - 2]
-    ids = [tokenizer.cls_id, *first, *body[: max_length - 2 - len(first)], tokenizer.sep_id]
-    kinds = [TEXT] + [TITLE] * len(first) + [TEXT] * (len(ids) - 1 - len(first))
-    return ids, kinds
+    room = max_length - 2 - len(first)
+    ids = [tokenizer.cls_id, *first, *body[:room], tokenizer.sep_id]
+    return ids, [TEXT, *[TITLE] * len(first), *kinds[:room], TEXT]
 
 
 def _batches(texts: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:

@@ -38,6 +38,10 @@ class Encoder:
         self._query = _jitted(model, model.encode_query)
         self._document = _jitted(model, model.encode_document)
 
+    def place(self, params: Any) -> Any:
+        """Copies parameters to the devices once, rather than at every call."""
+        return meshes.replicate(params, self._mesh)
+
     def queries(self, params: Any, table: TokenTable, max_length: int) -> np.ndarray:
         """Returns float32 [N, D], in the table's order."""
         return self._encode(self._query, params, table, max_length, title="")
@@ -68,7 +72,7 @@ class Encoder:
 
 
 def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
-    """Returns (step, the model's parameters) of a run's best checkpoint.
+    """Returns (step, the model's parameters as NumPy arrays) of a run's best checkpoint.
 
     Raises:
       CheckpointError: there is none, or it does not fit the model.
@@ -80,7 +84,7 @@ def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
         step, params, _ = checkpoints.restore_best(params, state)
     finally:
         checkpoints.close()
-    return step, params["model"]
+    return step, jax.device_get(params["model"])
 
 
 def bucket(length: int, max_length: int) -> int:

@@ -72,7 +72,8 @@ class Retriever:
     ):
         self.dataset = dataset
         self._tokenizer, self._settings = tokenizer, settings
-        self._encoder, self._params = Encoder(model, batch_size=1, mesh=data_mesh(jax.devices()[:1])), params
+        self._encoder = Encoder(model, batch_size=1, mesh=data_mesh(jax.devices()[:1]))
+        self._params = self._encoder.place(params)
         self._index, self._bm25, self._weight = exact.build(vectors_ND), bm25, weight
 
     @classmethod

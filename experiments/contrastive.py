@@ -6,7 +6,8 @@ The fields of such a config:
     data        spec of a collection, such as corpora.sources.python_functions.load
     tokenizer   spec of a tokenizer: loaded, or trained on the texts of the training split
     text        lengths and framing, see corpora.tokens.TextSettings
-    batch       batch_size, negatives_per_query, and `negatives`, the spec of who mines them
+    batch       batch_size; `neighbors` that stay together; `negatives`, the spec of who mines hard
+                negatives, and negatives_per_query
     task        spec of the Task, with model and objective
     optimizer   spec of an optax transformation
     schedule    see training.loop.Schedule
@@ -93,7 +94,7 @@ class Experiment:
             negatives_per_query=batch.get("negatives_per_query", 0),
             seed=self.config["seed"],
         )
-        order = batches.Order(len(self.pairs.query_rows), self.config["seed"])
+        order = batches.Order(len(self.pairs.query_rows), self.config["seed"], batch.get("neighbors", 1))
 
         def stream(first_step: int) -> Iterator[Mapping[str, np.ndarray]]:
             return batches.stream(

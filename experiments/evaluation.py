@@ -43,6 +43,7 @@ def evaluate(experiment: Experiment) -> results.Results:
 
     plain, tuned, settings = _build_bm25(experiment, splits["dev"], queries["dev"])
     step, params = best_params(run_dir, experiment.task)
+    params = experiment.encoder.place(params)
     vectors_ND = experiment.encoder.documents(
         params, experiment.document_tokens, experiment.text.document_length, title="encoding the corpus"
     )

@@ -87,6 +87,18 @@ def test_every_epoch_has_every_example_in_another_order():
     )
 
 
+def test_neighbors_stay_together_and_are_cut_anew_each_epoch():
+    order = batches.Order(11, seed=1, neighbors=3)
+    epochs = [order.rows(epoch, 9) for epoch in range(12)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 9
+        for triple in epoch.reshape(3, 3):
+            np.testing.assert_array_equal(triple, (triple[0] + np.arange(3)) % 11)
+    assert set(np.concatenate(epochs)) == set(range(11))
+    with pytest.raises(ValueError, match="neighbors is 12; allowed: 1 to 11"):
+        batches.Order(11, seed=1, neighbors=12)
+
+
 def test_a_stream_from_any_step_goes_on_as_the_whole_one(make_batch):
     order = batches.Order(4, seed=0)
 

@@ -38,6 +38,23 @@ def test_special_tokens_frame_title_and_text(words):
     np.testing.assert_array_equal(got["segments"], [[0, 1, 1, 0, 0, 0], [0] * 6])
 
 
+@pytest.mark.parametrize(
+    ("special_tokens", "expected"), [(False, [1, 2, 2, 0]), (True, [0, 1, 1, 2, 2, 0, 0])]
+)
+def test_the_lead_is_a_segment_of_its_own(words, special_tokens, expected):
+    table = tokens.tokenize(
+        words,
+        [("alpha", "beta gamma delta"), ("", "beta")],
+        max_length=9,
+        special_tokens=special_tokens,
+        lead_length=2,
+    )
+    np.testing.assert_array_equal(table.segments[: len(expected)], expected)
+    second = table.segments[len(expected) :]
+    np.testing.assert_array_equal(second, [0, 2, 0] if special_tokens else [2])
+    assert len(table.segments) == len(table.tokens)
+
+
 @pytest.mark.parametrize("special_tokens", [False, True])
 @pytest.mark.parametrize("max_length", [4, 5, 7])
 def test_long_rows_are_cut_and_keep_their_end(words, max_length, special_tokens):

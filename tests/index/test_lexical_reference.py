@@ -1,15 +1,14 @@
 """BM25 on real collections, against figures that bm25s gave for the same setting."""
 
-import gzip
-import json
-
 import numpy as np
 import pytest
-import pytrec_eval
 
+from corpora.sources import beir_folder
+from eval import measures, runs
 from index import lexical
 
-# k1 and b: nDCG@10, R@100, MRR@10, MAP. Title + text, Porter stems, English stop words, "lucene".
+MEASURES = ("ndcg@10", "recall@100", "mrr@10", "map")
+# k1 and b: MEASURES. Title + text, Porter stems, English stop words, "lucene".
 REFERENCE = {
     ("cranfield", "test"): {
         (0.9, 0.4): (0.3440, 0.7210, 0.5041, 0.2816),
@@ -47,52 +46,19 @@ REFERENCE = {
 TOLERANCE = 0.005
 
 
-def read_jsonl(folder, name):
-    plain = folder / f"{name}.jsonl"
-    opener, path = (open, plain) if plain.exists() else (gzip.open, folder / f"{name}.jsonl.gz")
-    with opener(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def read_qrels(folder, split):
-    qrels = {}
-    for line in (folder / "qrels" / f"{split}.tsv").read_text("utf-8").splitlines()[1:]:
-        query_id, doc_id, relevance = line.split("\t")
-        qrels.setdefault(query_id, {})[doc_id] = int(relevance)
-    return qrels
-
-
-def evaluate(qrels, run):
-    """Means over all judged queries of nDCG@10, R@100, MRR@10, MAP."""
-    names = {"ndcg_cut.10", "recall.100", "map"}
-    deep = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate(run)
-    # trec_eval has no cut for reciprocal rank; the run is cut in its order, by score and then document id.
-    shallow = {
-        query: dict(sorted(hits.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)[:10])
-        for query, hits in run.items()
-    }
-    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(shallow)
-
-    def mean(results, name):
-        return sum(results.get(query, {}).get(name, 0.0) for query in qrels) / len(qrels)
-
-    return mean(deep, "ndcg_cut_10"), mean(deep, "recall_100"), mean(first, "recip_rank"), mean(deep, "map")
-
-
 @pytest.fixture(scope="module")
-def analyzed(collections):
-    """By name: the documents' counts and ids, and the queries' texts; each collection is read once."""
+def collection(collections, tmp_path_factory):
+    """By name: the prepared collection and its documents' counts; each is read once."""
     made = {}
+    cache = tmp_path_factory.mktemp("cache")
 
     def get(name):
         if name not in made:
-            documents = read_jsonl(collections / name, "corpus")
-            counts = lexical.analyze(
-                [document["text"] for document in documents],
-                titles=[document["title"] for document in documents],
-            )
-            queries = {query["_id"]: query["text"] for query in read_jsonl(collections / name, "queries")}
-            made[name] = counts, [document["_id"] for document in documents], queries
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("RETRIEVAX_CACHE", str(cache))
+                data = beir_folder.load(folder=str(collections / name))
+            titles, texts = zip(*((d.title, d.text) for d in data.documents), strict=True)
+            made[name] = data, lexical.analyze(texts, titles=titles)
         return made[name]
 
     return get
@@ -103,15 +69,14 @@ def split_param(name, split):
 
 
 @pytest.mark.parametrize(("name", "split"), [split_param(*key) for key in REFERENCE])
-def test_agrees_with_the_reference(collections, analyzed, name, split):
-    counts, doc_ids, queries = analyzed(name)
-    qrels = read_qrels(collections / name, split)
+def test_agrees_with_the_reference(collection, name, split):
+    data, counts = collection(name)
+    qrels = data.split(split)
     for (k1, b), expected in REFERENCE[name, split].items():
         index = lexical.BM25.from_analyzed(counts, k1=k1, b=b)
-        scores, rows = index.search([queries[query] for query in qrels], 1000)
-        run = {
-            query: {doc_ids[row]: float(score) for score, row in zip(*hits, strict=True) if row >= 0}
-            for query, *hits in zip(qrels, scores, rows, strict=True)
-        }
-        measured = evaluate(qrels, run)
-        np.testing.assert_allclose(measured, expected, rtol=0, atol=TOLERANCE, err_msg=f"k1={k1} b={b}")
+        found = index.search([data.queries[query_id] for query_id in qrels], 1000)
+        run = runs.from_rows(list(qrels), data.doc_ids, *found)
+        measured = measures.means(measures.evaluate(qrels, run, MEASURES))
+        np.testing.assert_allclose(
+            list(measured.values()), expected, rtol=0, atol=TOLERANCE, err_msg=f"k1={k1} b={b}"
+        )

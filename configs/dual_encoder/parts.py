@@ -1,0 +1,101 @@
+"""What the dual-encoder configs of this folder are made of: plain dicts, to be read and varied."""
+
+
+def bag_tower(vocab_size: int, width: int, segment_weights: tuple[float, ...] = ()) -> dict:
+    """A weighted bag of subwords: minutes on two cores."""
+    return dict(
+        name="dual_encoder.towers.Tower",
+        encoder=dict(
+            name="backbones.bag.BagOfSubwords",
+            embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=vocab_size, width=width),
+            segment_weights=segment_weights,
+            token_dropout=0.0,
+        ),
+        pooler=dict(name="dual_encoder.poolers.mean"),
+    )
+
+
+def transformer_tower(vocab_size: int, width: int, num_layers: int, dtype: str = "float32") -> dict:
+    """A pre-norm Transformer with rotary positions and SwiGLU; heads of 64."""
+    norm = dict(name="backbones.norms.RMSNorm")
+    return dict(
+        name="dual_encoder.towers.Tower",
+        encoder=dict(
+            name="backbones.encoder.TransformerEncoder",
+            num_layers=num_layers,
+            embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=vocab_size, width=width),
+            block=dict(
+                name="backbones.blocks.PreNorm",
+                attention=dict(
+                    name="backbones.attention.SelfAttention",
+                    heads=max(1, width // 64),
+                    rotate=dict(name="backbones.positions.rotary"),
+                ),
+                feed_forward=dict(name="moe.feed_forward.Gated", width=width * 8 // 3),
+                norm=norm,
+                dropout=0.1,
+            ),
+            norm=norm,
+            dropout=0.1,
+            dtype=dtype,
+        ),
+        pooler=dict(name="dual_encoder.poolers.mean"),
+    )
+
+
+def contrastive(model: dict) -> dict:
+    """InfoNCE in both directions with a learned temperature."""
+    return dict(
+        name="dual_encoder.task.Contrastive",
+        model=model,
+        objective=dict(name="dual_encoder.objectives.symmetric_info_nce"),
+        temperature=0.05,
+        learn_temperature=True,
+    )
+
+
+def adam(peak: float, steps: int, weight_decay: float = 0.0) -> dict:
+    """AdamW, clipped, warmed up over the first twentieth and then down a cosine to zero."""
+    return dict(
+        name="training.optimizers.clipped",
+        max_norm=1.0,
+        optimizer=dict(
+            name="optax.adamw",
+            weight_decay=weight_decay,
+            learning_rate=dict(
+                name="optax.warmup_cosine_decay_schedule",
+                init_value=0.0,
+                peak_value=peak,
+                warmup_steps=max(1, steps // 20),
+                decay_steps=steps,
+            ),
+        ),
+    )
+
+
+def schedule(steps: int, evaluations: int) -> dict:
+    """Evaluated and saved `evaluations` times; the best MRR@10 on dev is kept."""
+    return dict(
+        total_steps=steps,
+        log_every=max(1, steps // 12),
+        eval_every=max(1, steps // evaluations),
+        save_every=max(1, steps // evaluations),
+        best_measure="dev/mrr@10",
+        keep_checkpoints=2,
+    )
+
+
+def evaluation(analyzers: dict, k1: tuple, b: tuple, title_weight: tuple, plain: str) -> dict:
+    """Splits, measures, and the grid that BM25 is tuned over on dev; `plain` names its analyzer untuned."""
+    return dict(
+        train_split="train",
+        dev_split="dev",
+        test_split="test",
+        measures=("ndcg@10", "mrr@10", "recall@10", "recall@100"),
+        dev_measures=("mrr@10", "ndcg@10"),
+        dev_depth=10,
+        tune_measure="mrr@10",
+        fusion_weights=tuple(i / 10 for i in range(11)),
+        bm25_plain=dict(k1=1.5, b=0.75, analyzer=analyzers[plain]),
+        bm25_grid=dict(k1=k1, b=b, title_weight=title_weight, analyzers=analyzers),
+    )

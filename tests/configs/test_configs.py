@@ -1,0 +1,72 @@
+"""Every config in configs/ describes things that exist, in every variant its docstring offers."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from corpora.tokens import TextSettings
+from dual_encoder.task import SMALLEST_BATCH
+from training.build import SpecError, build, check_arguments, locate
+from training.loop import Schedule
+from training.task import Task
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+    "python_functions": ["", "root=/a,steps=10"],
+    "beir_folder": ["folder=x", "folder=x,encoder=transformer,steps=7,negatives=1,batch=8"],
+}
+FILES = {path.stem: path for path in sorted((ROOT / "configs").rglob("*.py"))}
+HELPERS = ("__init__", "arguments", "parts")
+
+
+def load(name, argument):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", FILES[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def test_every_config_is_tried():
+    assert set(FILES) - set(HELPERS) == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n, arguments in VARIANTS.items() for a in arguments]
+)
+def test_builds(name, argument):
+    config = load(name, argument)
+    assert json.loads(json.dumps(config.to_dict()))
+    config = config.to_dict()
+    task: Task = build(config["task"])
+    params, _ = jax.eval_shape(lambda: task.init(jax.random.key(0), SMALLEST_BATCH))
+    assert sum(np.prod(x.shape) for x in jax.tree.leaves(params)) > 1e6
+    assert isinstance(build(config["optimizer"]), optax.GradientTransformation)
+    check_arguments(Schedule, config["schedule"], "schedule")
+    check_arguments(TextSettings, config["text"], "text")
+    assert callable(locate(config["family"]))
+    arguments = {key: value for key, value in config["data"].items() if key != "name"}
+    check_arguments(locate(config["data"]["name"]), arguments, "data")
+    assert callable(build(config["tokenizer"]))
+    if "negatives" in config["batch"]:
+        assert callable(build(config["batch"]["negatives"]))
+    for spec in config["evaluation"]["bm25_grid"]["analyzers"].values():
+        assert build(spec)("Some words") != []
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_its_docstring_has_a_command(name):
+    text = FILES[name].read_text()
+    assert "python -m experiments.train" in text
+    assert str(FILES[name].relative_to(ROOT)) in text
+
+
+def test_a_wrong_variant_is_refused():
+    with pytest.raises(ValueError, match="encoder='bagg'; allowed: bag, transformer"):
+        load("beir_folder", "encoder=bagg")
+    with pytest.raises(SpecError, match="segment_weigts"):
+        build({"name": "backbones.bag.BagOfSubwords", "segment_weigts": ()})
