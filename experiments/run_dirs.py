@@ -5,14 +5,12 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-
 from experiments.cli import UsageError
+from experiments.machine import device_name
 from training.build import locate
 
 CONFIG_FILE = "config.json"
@@ -95,25 +93,13 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
 def meta(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what results.json says of a run: config hash, seed, versions and device."""
     text = json.dumps(_plain(config), sort_keys=True)
-    device = jax.devices()[0]
     return {
         "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
         "seed": config.get("seed"),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _REPORTED},
-        "device": f"{jax.device_count()} x {device_kind(device)}",
+        "device": device_name(),
     }
-
-
-def device_kind(device: jax.Device) -> str:
-    """Returns the device's model; for a CPU, which jax does not name, the processor's."""
-    if device.platform != "cpu":
-        return device.device_kind
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or "cpu"
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import os
 import platform
 import statistics
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 
-import jax
+from experiments.machine import device_name
 
 # Thread pools of other libraries go on spinning for a moment after a call and would slow the next one.
 _PAUSE_S = 0.01
@@ -83,22 +82,6 @@ def interleaved_medians(
             callables[name](number)
             seconds[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def device_name() -> str:
-    """The accelerator's kind and count, or the processor's model and its cores."""
-    devices = jax.devices()
-    if devices[0].platform != "cpu":
-        return f"{devices[0].device_kind} x {len(devices)}"
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def versions(*distributions: str) -> dict[str, str]:
