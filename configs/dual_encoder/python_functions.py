@@ -1,4 +1,14 @@
-"""placeholder docstring"""
+"""Code search from nothing: a bag-of-subwords dual encoder learns docstring -> function (`make quickstart`).
+
+    python -m experiments.train --config=configs/dual_encoder/python_functions.py --workdir=runs/code
+    python -m experiments.train --workdir=runs/mine \
+        --config=configs/dual_encoder/python_functions.py:root=$HOME/my_project
+
+The task is CodeSearchNet's (Husain et al., 2019), on Python code that is already installed. What each
+ingredient is worth, MRR@10 on dev, dual encoder alone / fused with the tuned BM25 (0.451):
+
+FIGURES
+"""
 
 import ml_collections
 
@@ -18,15 +28,15 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.seed = 0
     config.data = dict(name="corpora.sources.python_functions.load", root=given.root)
     config.tokenizer = dict(name="corpora.tokenizer.train_bpe", vocab_size=VOCAB_SIZE, punctuation=False)
-    config.text = dict(query_length=48, document_length=224, special_tokens=False, lead_length=4)
+    config.text = dict(query_length=48, document_length=112, special_tokens=False, lead_length=4)
     config.batch = dict(batch_size=1_024, neighbors=4)
     config.task = parts.contrastive(
         dict(
             name="dual_encoder.towers.shared_embedding",
             query=parts.bag_tower(VOCAB_SIZE, WIDTH),
             # The title (the dotted path) and the lead (the name) are short and say most: at first a
-            # token there counts six times.
-            document=parts.bag_tower(VOCAB_SIZE, WIDTH, segment_weights=(1.0, 6.0, 6.0)),
+            # token there counts twelve times.
+            document=parts.bag_tower(VOCAB_SIZE, WIDTH, segment_weights=(1.0, 12.0, 12.0)),
         )
     )
     config.optimizer = parts.adam(2e-3, given.steps)
