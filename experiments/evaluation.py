@@ -70,7 +70,8 @@ def evaluate(experiment: Experiment) -> results.Results:
 
     retriever.save(run_dir, dataset, vectors_ND, tuned, weight)
     for name, run in test_runs.items():
-        trec.write_run(run_dir / "runs" / f"{name}.trec", run, name)
+        best = {query_id: _best(hits, config["run_depth"]) for query_id, hits in run.items()}
+        trec.write_run(run_dir / "runs" / f"{name}.trec", best, name)
     meta = {
         **run_dirs.meta(experiment.config),
         "data": dataset.summary(),
@@ -112,6 +113,10 @@ def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str
     return plain, lexical.BM25.from_analyzed(analyzed, **setting._asdict()), chosen
 
 
+def _best(hits: dict[str, float], depth: int) -> dict[str, float]:
+    return {doc_id: hits[doc_id] for doc_id in measures.rank(hits)[:depth]}
+
+
 def _report(written: results.Results, run_dir: Path) -> None:
     """Prints the table, each system against BM25 tuned on dev, and writes it to tables/results.md."""
     baseline = written.per_query["bm25"]
@@ -140,7 +145,7 @@ def _plot(experiment: Experiment, dev_runs: Mapping[str, measures.Run], qrels: m
         levels[system] = measures.means(measures.evaluate(qrels, run, [name]))[name]
     file = experiment.run_dir / "plots" / "training.png"
     file.parent.mkdir(exist_ok=True)
-    plots.quality_over_training(
-        file, metrics.read(experiment.run_dir), f"dev/{name}", levels, title=experiment.dataset.summary()
-    )
+    dataset = experiment.dataset
+    title = f"{dataset.name}: {len(qrels):,} dev queries, {len(dataset.doc_ids):,} documents"
+    plots.quality_over_training(file, metrics.read(experiment.run_dir), f"dev/{name}", levels, title=title)
     print(f"\nwritten: {experiment.run_dir}/results.json, per_query.json, runs/, tables/, {file}")

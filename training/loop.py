@@ -1,7 +1,7 @@
 """The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Schedule(NamedTuple):
     Attributes:
       total_steps: the step to stop at.
       log_every: between rows of metrics.
-      eval_every: between evaluations; there is always one at the end.
+      eval_every: between evaluations; there is always one before the first step and one at the end.
       save_every: between checkpoints; there is always one at the end.
       best_measure: the evaluators' value whose highest state is kept as `best`; "" for none.
       keep_checkpoints: how many of the latest to keep.
@@ -54,7 +54,7 @@ def train(
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
-    evaluators: Iterable[Evaluator] = (),
+    evaluators: Sequence[Evaluator] = (),
     describe_batch: Callable[[int], str] = lambda step: f"batch {step}",
 ) -> TrainState:
     """Trains from the run directory's latest checkpoint, or from the start, to the last step.
@@ -104,6 +104,9 @@ def train(
     window: list[Metrics] = []
     tokens, window_start = 0, time.monotonic()
     try:
+        if not first:
+            _evaluate(evaluators, state, writer, progress)
+            window_start = time.monotonic()
         with catch_signals() as stop:
             for step in range(first + 1, schedule.total_steps + 1):
                 tokens += _tokens(example)
@@ -134,12 +137,7 @@ def train(
                         {"loss": f"{values['loss']:.4f}", "tokens/s": f"{values['tokens_per_second']:,.0f}"},
                     )
                 if evaluate:
-                    measured = {name: value for evaluator in evaluators for name, value in evaluator(state)}
-                    if measured:
-                        writer.write(step, measured)
-                        progress.say(
-                            f"step {step:,}: " + ", ".join(f"{n} {v:.4f}" for n, v in measured.items())
-                        )
+                    measured = _evaluate(evaluators, state, writer, progress)
                     _keep_best(checkpoints, state, measured, schedule.best_measure)
                 if save:
                     checkpoints.save(state)
@@ -184,6 +182,17 @@ def _check(schedule: Schedule) -> None:
     for field in ("total_steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
         if getattr(schedule, field) < 1:
             raise ValueError(f"{field} is {getattr(schedule, field)}; it must be at least 1")
+
+
+def _evaluate(
+    evaluators: Sequence[Evaluator], state: TrainState, writer: MetricWriter, progress: Progress
+) -> dict[str, float]:
+    measured = {name: value for evaluator in evaluators for name, value in evaluator(state)}
+    if measured:
+        step = int(state.step)
+        writer.write(step, measured)
+        progress.say(f"step {step:,}: " + ", ".join(f"{n} {v:.4f}" for n, v in measured.items()))
+    return measured
 
 
 def _keep_best(checkpoints: Checkpoints, state: TrainState, measured: dict[str, float], measure: str) -> None:

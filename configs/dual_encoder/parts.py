@@ -94,6 +94,7 @@ def evaluation(analyzers: dict, k1: tuple, b: tuple, title_weight: tuple, plain:
         measures=("ndcg@10", "mrr@10", "recall@10", "recall@100"),
         dev_measures=("mrr@10", "ndcg@10"),
         dev_depth=10,
+        run_depth=100,
         tune_measure="mrr@10",
         fusion_weights=tuple(i / 10 for i in range(11)),
         bm25_plain=dict(k1=1.5, b=0.75, analyzer=analyzers[plain]),

@@ -47,9 +47,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
             stems=words | dict(stemmer="english"),
             content_stems=words | dict(stop_words="english", stemmer="english"),
         ),
-        k1=(0.9, 1.5, 3.0, 6.0),
-        b=(0.75, 0.9, 1.0),
-        title_weight=(0.0, 1.0, 4.0, 8.0),
+        k1=(1.5, 3.0, 6.0),
+        b=(0.75, 1.0),
+        title_weight=(0.0, 2.0, 8.0, 16.0),
         plain="words",
     )
     return config

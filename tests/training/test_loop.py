@@ -125,7 +125,7 @@ def test_a_signal_saves_and_the_run_resumes(tmp_path):
 
 
 def test_the_best_evaluation_is_kept(tmp_path):
-    values = iter([0.3, 0.9, 0.5])
+    values = iter([1.0, 0.3, 0.9, 0.5])  # the first before any step, where nothing is kept
     seen = []
 
     def evaluator(state):
@@ -136,8 +136,13 @@ def test_the_best_evaluation_is_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     step, params, state = checkpoints.restore_best({"w": jnp.zeros(3)}, {"seen": jnp.zeros((), jnp.int32)})
     assert (step, checkpoints.best_value(), int(state["seen"])) == (20, 0.9, 20)
-    np.testing.assert_array_equal(params["w"], seen[1])
-    assert [row["dev/measure"] for row in metrics.read(tmp_path) if "dev/measure" in row] == [0.3, 0.9, 0.5]
+    np.testing.assert_array_equal(params["w"], seen[2])
+    assert [row["dev/measure"] for row in metrics.read(tmp_path) if "dev/measure" in row] == [
+        1.0,
+        0.3,
+        0.9,
+        0.5,
+    ]
 
 
 def test_a_best_measure_that_no_evaluator_gives_is_an_error(tmp_path):
