@@ -11,7 +11,6 @@ from training.build import build
 def encoder(width=8):
     return {
         "name": "backbones.bag.BagOfSubwords",
-        "vocab_size": 20,
         "embed": {"name": "backbones.embedding.TokenEmbedding", "vocab_size": 20, "width": width},
     }
 
