@@ -5,7 +5,10 @@ identifiers included: `parseIsoDate`, `parse_iso_date` and `HTTPServer2` become 
 `parse iso date` and `http server 2` before subwords are looked up.
 """
 
-from collections.abc import Iterable, Sequence
+import collections
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -14,6 +17,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from corpora.tables import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_INSIDE = "##"  # how a subword inside a word begins
+_ALPHABET_SIZE = 500
 _IDENTIFIER_BOUNDARY = (
     r"(?<=[a-z0-9])(?=[A-Z])"  # parse|Iso
     r"|(?<=[A-Z])(?=[A-Z][a-z])"  # HTTP|Server
@@ -101,16 +106,15 @@ def train_bpe(
 ) -> Tokenizer:
     """Trains byte-pair encoding (Sennrich et al., 2016, "Neural Machine Translation of Rare Words
     with Subword Units"); a subword inside a word is written with a leading ##."""
-    backend = tokenizers.Tokenizer(models.BPE(unk_token=UNK, continuing_subword_prefix="##"))
-    trainer = trainers.BpeTrainer(
+    model = models.BPE(unk_token=UNK, continuing_subword_prefix=_INSIDE)
+    make_trainer = functools.partial(
+        trainers.BpeTrainer,
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
-        continuing_subword_prefix="##",
-        limit_alphabet=500,
+        continuing_subword_prefix=_INSIDE,
         show_progress=False,
     )
-    return _train(backend, trainer, texts, split_identifiers, lowercase, punctuation)
+    return _train(model, make_trainer, texts, split_identifiers, lowercase, punctuation)
 
 
 def train_wordpiece(
@@ -124,23 +128,50 @@ def train_wordpiece(
 ) -> Tokenizer:
     """Trains WordPiece as BERT uses it (Wu et al., 2016, "Google's Neural Machine Translation System");
     the arguments are those of `train_bpe`."""
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
-        limit_alphabet=500,
-        show_progress=False,
+    make_trainer = functools.partial(
+        trainers.WordPieceTrainer, vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False
     )
-    return _train(backend, trainer, texts, split_identifiers, lowercase, punctuation)
+    model = models.WordPiece(unk_token=UNK)
+    return _train(model, make_trainer, texts, split_identifiers, lowercase, punctuation)
 
 
-def _train(backend, trainer, texts, split_identifiers: bool, lowercase: bool, punctuation: bool) -> Tokenizer:
+def _train(
+    model,
+    make_trainer: Callable,
+    texts: Iterable[str],
+    split_identifiers: bool,
+    lowercase: bool,
+    punctuation: bool,
+) -> Tokenizer:
     steps = [normalizers.Replace(Regex(_IDENTIFIER_BOUNDARY), " ")] if split_identifiers else []
     steps += [normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Sequence(steps)
     words = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}\p{M}]+"), "removed")
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer() if punctuation else words
     backend.decoder = decoders.WordPiece()
+    # The trainer numbers the characters inside words in the order in which it meets them in a hash map
+    # of its own, and breaks ties between merges by these numbers: two trainings on the same texts would
+    # differ. Given as special tokens they have fixed numbers; afterwards they are ordinary entries.
+    texts = list(texts)
+    # A third of the vocabulary at most for each of the two forms of a character.
+    size = make_trainer.keywords["vocab_size"]
+    alphabet = _alphabet(backend.normalizer, texts, min(_ALPHABET_SIZE, (size - len(SPECIAL_TOKENS)) // 3))
+    trainer = make_trainer(
+        special_tokens=[*SPECIAL_TOKENS, *(_INSIDE + character for character in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+    )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend)
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL_TOKENS]
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
+
+def _alphabet(normalizer: normalizers.Normalizer, texts: Iterable[str], size: int) -> list[str]:
+    """The commonest characters of the texts, in their own order; those too rare to keep become [UNK]."""
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    kept = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))[:size]
+    return sorted(kept)

@@ -29,6 +29,7 @@ from dual_encoder.encoding import Encoder
 from dual_encoder.retriever import TOKENIZER_FILE
 from eval import measures, results, runs
 from experiments import evaluation
+from experiments.cli import UsageError
 from index import exact
 from training import loop
 from training.build import build, check_arguments
@@ -72,7 +73,14 @@ class Experiment:
             if not isinstance(tokenizer, tokenizers.Tokenizer):  # a training function waiting for its texts
                 tokenizer = tokenizer(self._training_texts())
             tokenizer.save(file)
-        return tokenizers.load(str(file))
+        tokenizer = tokenizers.load(str(file))
+        for where, size in _vocab_sizes(self.config["task"], "config.task"):
+            if size < tokenizer.vocab_size:
+                raise UsageError(
+                    f"{where} is {size}, but the tokenizer has {tokenizer.vocab_size} entries; "
+                    f"allowed: {tokenizer.vocab_size} or more"
+                )
+        return tokenizer
 
     @functools.cached_property
     def document_tokens(self) -> tokens.TokenTable:
@@ -175,6 +183,15 @@ class Experiment:
             yield document.text
         for query_id in self.pairs.query_ids:
             yield self.dataset.queries[query_id]
+
+
+def _vocab_sizes(spec: Any, where: str) -> Iterator[tuple[str, int]]:
+    """Yields every `vocab_size` in a spec, with its place."""
+    if isinstance(spec, Mapping):
+        for key, value in spec.items():
+            if key == "vocab_size":
+                yield f"{where}.{key}", value
+            yield from _vocab_sizes(value, f"{where}.{key}")
 
 
 def _fill(kind: type, fields: Mapping[str, Any], where: str) -> Any:

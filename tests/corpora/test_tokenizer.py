@@ -1,4 +1,6 @@
 import functools
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +51,25 @@ def test_ids_are_cut_and_in_range(text, length):
     assert len(ids) <= length
     assert ids == made.encode([text], 10_000)[0][:length]
     assert all(0 <= i < made.vocab_size for i in ids)
+
+
+@pytest.mark.parametrize("train", TRAINERS)
+@pytest.mark.parametrize("size", [20, 60, 300])
+def test_the_vocabulary_is_never_larger_than_asked_for(train, size):
+    texts = ["".join(chr(0x4E00 + i) for i in range(100)), "the quick brown fox jumps over the lazy dog"] * 3
+    assert train(texts, vocab_size=size).vocab_size <= size
+
+
+@pytest.mark.parametrize("train", TRAINERS)
+def test_the_same_texts_always_give_the_same_tokenizer(train, tmp_path):
+    texts = [line for path in sorted(Path(json.__path__[0]).glob("*.py")) for line in path.open()]
+    saved = []
+    for number in range(3):
+        train(texts, vocab_size=400).save(tmp_path / f"{number}.json")
+        saved.append((tmp_path / f"{number}.json").read_text())
+    assert saved[0] == saved[1] == saved[2]
+    made = tokenizer.load(str(tmp_path / "0.json"))
+    assert made.tokens("##s [PAD]") == ["#", "#", "s", "[PAD]"]  # no entry of the alphabet is special
 
 
 def test_bert_vocabulary(collections):

@@ -104,6 +104,17 @@ def test_a_bad_config_leaves_no_run_behind(trained):
     assert not (tmp / "bad").exists()
 
 
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(trained):
+    tmp, _ = trained
+    field = "--config.task.model.query.encoder.embed.vocab_size=800"
+    bad = program("train", f"--workdir={tmp / 'bad'}", *overrides(tmp), field)
+    assert bad.returncode == 2
+    assert bad.stderr.splitlines()[-1] == (
+        "error: config.task.model.query.encoder.embed.vocab_size is 800, but the tokenizer has 900 entries; "
+        "allowed: 900 or more"
+    )
+
+
 def test_search_prints_path_line_and_snippet(trained):
     tmp, _ = trained
     done = program("search", f"--workdir={tmp / 'run'}", "--query=decode a JSON document", "--k=3")
