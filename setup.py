@@ -29,11 +29,11 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "PyStemmer>=2.2",
         "pytrec_eval-terrier>=0.5.7,<0.6",
-        "rich>=13.7",
         "scipy>=1.14",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.21,<0.24",
+        "tqdm>=4.66",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],

@@ -153,7 +153,7 @@ def open_prepared(folder: Path) -> Dataset:
 
 def _prepare(builders: dict[str, TablesBuilder], folder: Path, fingerprint: str) -> None:
     name = builders["documents"].name
-    print(f"preparing {name} in {folder}", file=sys.stderr)
+    print(f"preparing {name} in {folder}", file=sys.stderr, flush=True)
     tables = builders["documents"].tables()
     if not tables.documents:
         raise DataError(f"{name}: the corpus is empty")

@@ -56,7 +56,7 @@ class Experiment:
         self._schedule = _fill(loop.Schedule, config["schedule"], "config.schedule")
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
         self.dataset: Dataset = build(config["data"], "config.data")
-        print(self.dataset.summary())
+        print(self.dataset.summary(), flush=True)
         for split in ("train_split", "dev_split", "test_split"):
             self.dataset.split(config["evaluation"][split])
         self.encoder = Encoder(self.task.model)

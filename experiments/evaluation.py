@@ -8,6 +8,7 @@ index that `experiments.search` opens.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,10 +103,14 @@ def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str
         return measures.means(measures.evaluate(qrels, run, [measure]))[measure]
 
     best = None
+    count = len(settings) * len(grid["analyzers"])
+    print(f"tuning BM25 on {len(queries):,} dev queries: {count} settings", file=sys.stderr, flush=True)
     for name, spec in grid["analyzers"].items():
         analyzer = build(spec, f"config.evaluation.bm25_grid.analyzers.{name}")
         analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
-        setting, table = lexical.tune(analyzed, queries, settings, quality, k=config["dev_depth"])
+        setting, table = lexical.tune(
+            analyzed, queries, settings, quality, k=config["dev_depth"], progress=sys.stderr.isatty()
+        )
         if best is None or table[setting] > best[0]:
             best = table[setting], analyzed, setting
     _, analyzed, setting = best

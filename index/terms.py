@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy.sparse
-from rich import progress as rich_progress
+from tqdm import tqdm
 
 WORDS = r"(?u)\b\w\w+\b"  # two or more letters, digits or underscores
 IDENTIFIER_PARTS = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+"  # HTTPServer2: HTTP, Server, 2
@@ -178,7 +178,7 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
 
 def with_progress(items: Sequence, what: str, shown: bool) -> Iterable:
     """Yields the items, with a progress bar if it is to be shown."""
-    return rich_progress.track(items, description=what) if shown else items
+    return tqdm(items, desc=what, leave=False, dynamic_ncols=True) if shown else items
 
 
 @functools.cache

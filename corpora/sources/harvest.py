@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 SKIPPED_FOLDERS = frozenset({
     "test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "node_modules",
     "build", "dist", "venv", "env", "__pycache__", "_vendor", "vendored", "externals", "third_party",
@@ -150,7 +152,8 @@ def harvest(files: Mapping[str, Path]) -> tuple[list[Function], dict[str, int]]:
     """
     counts = {"files": 0, "unreadable_files": 0, "found": 0, "duplicates": 0}
     functions, queries, codes = [], set(), set()
-    for path, file in files.items():
+    shown = tqdm(files.items(), desc="reading", unit="file", leave=False, disable=None)  # on a terminal
+    for path, file in shown:
         try:
             with tokenize.open(file) as handle:
                 found = harvest_source(handle.read(), path)
