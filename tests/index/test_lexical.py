@@ -158,7 +158,7 @@ def test_silent_unless_asked(capfd):
     lexical.BM25.build(["cat"]).search(["cat"], 1)
     assert capfd.readouterr() == ("", "")
     lexical.BM25.build(["cat"], progress=True)
-    assert "counting terms" in capfd.rea.errerr().out
+    assert "counting terms" in capfd.readouterr().err
 
 
 def test_import_leaves_jax_alone():
