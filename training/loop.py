@@ -1,9 +1,8 @@
 """The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ from jax.sharding import Mesh
 from training import mesh as meshes
 from training.checkpoints import Checkpoints
 from training.interrupts import Interrupted, catch_signals
-from training.metrics import MetricWriter
-from training.progress import Progress
-from training.task import Batch, Metrics, Task, TrainState, create
+from training.log import Log
+from training.task import Batch, Task, TrainState, create
 
 Evaluator = Callable[[TrainState], Iterable[tuple[str, float]]]
 
@@ -81,75 +79,63 @@ def train(
     mesh = meshes.data_mesh() if mesh is None else mesh
     key = jax.random.key(seed)
     checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=schedule.keep_checkpoints)
-    first = checkpoints.latest_step() or 0
-    if first >= schedule.total_steps:
-        example = next(iter(batches(0)))
-    else:
-        stream = batches(first)
-        example = next(stream)
-    sharded = meshes.shard_batch(example, mesh)
-    state = jax.jit(lambda k: create(task, optimizer, k, sharded))(jax.random.fold_in(key, 2**31 - 1))
-    state = meshes.replicate(state, mesh)
-    if first:
-        state = checkpoints.restore(state)
-    if first >= schedule.total_steps:
-        checkpoints.close()
-        return state
-    step_function = jax.jit(make_step(task, optimizer), donate_argnums=(0, 1))
-    writer = MetricWriter(run_dir, first)
-    progress = Progress(schedule.total_steps, unit="step", title="training", done=first)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    progress.say(f"{parameters:,} parameters, {len(mesh.devices.flat)} device(s), from step {first:,}")
-    bad_step = meshes.replicate(jnp.full((), -1, jnp.int32), mesh)
-    window: list[Metrics] = []
-    tokens, window_start = 0, time.monotonic()
     try:
-        if not first:
-            _evaluate(evaluators, state, writer, progress)
-            window_start = time.monotonic()
-        with catch_signals() as stop:
+        first = checkpoints.latest_step() or 0
+        done = first >= schedule.total_steps
+        stream = batches(0 if done else first)
+        batch = meshes.shard_batch(next(stream), mesh)
+        state = _initial_state(task, optimizer, key, batch, mesh)
+        if first:
+            state = checkpoints.restore(state)
+        if done:
+            return state
+        with Log(run_dir, state, schedule.total_steps, mesh) as log, catch_signals() as stop:
+            if not first:
+                _evaluate(evaluators, state, log)
+            step_function = jax.jit(make_step(task, optimizer), donate_argnums=(0, 1))
+            bad_step = meshes.replicate(jnp.full((), -1, jnp.int32), mesh)
             for step in range(first + 1, schedule.total_steps + 1):
-                tokens += _tokens(example)
-                state, bad_step, metrics = step_function(state, bad_step, sharded, key)
-                window.append(metrics)
+                state, bad_step, metrics = step_function(state, bad_step, batch, key)
+                log.add(metrics, batch)
                 last = step == schedule.total_steps
                 if not last:  # made while the device is busy
-                    example = next(stream)
-                    sharded = meshes.shard_batch(example, mesh)
+                    batch = meshes.shard_batch(next(stream), mesh)
                 evaluate = last or step % schedule.eval_every == 0
                 save = last or step % schedule.save_every == 0 or stop.signum is not None
-                if step % schedule.log_every == 0 or evaluate or save:
-                    bad = int(bad_step)
-                    if bad >= 0:
-                        raise NonFiniteLoss(
-                            f"loss or gradient is not finite at step {bad} ({describe_batch(bad - 1)}); "
-                            f"the last good checkpoint is step {checkpoints.latest_step()}"
-                        )
-                    seconds = time.monotonic() - window_start
-                    values = _means(window)
-                    values |= {
-                        "steps_per_second": len(window) / seconds,
-                        "tokens_per_second": tokens / seconds,
-                    }
-                    writer.write(step, values)
-                    progress.update(
-                        step,
-                        {"loss": f"{values['loss']:.4f}", "tokens/s": f"{values['tokens_per_second']:,.0f}"},
-                    )
+                if not (evaluate or save or step % schedule.log_every == 0):
+                    continue
+                _check_finite(bad_step, describe_batch, checkpoints)
+                log.write(step)
                 if evaluate:
-                    measured = _evaluate(evaluators, state, writer, progress)
-                    _keep_best(checkpoints, state, measured, schedule.best_measure)
+                    _keep_best(checkpoints, state, _evaluate(evaluators, state, log), schedule.best_measure)
                 if save:
                     checkpoints.save(state)
-                if step % schedule.log_every == 0 or evaluate or save:
-                    window, tokens, window_start = [], 0, time.monotonic()
+                log.restart_clock()
                 if stop.signum is not None and not last:
                     raise Interrupted(stop.signum, step)
     finally:
-        progress.close()
-        writer.close()
         checkpoints.close()
     return state
+
+
+def _initial_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, batch: Batch, mesh: Mesh
+) -> TrainState:
+    # A number that no step has, so that initialization shares its key with none.
+    key = jax.random.fold_in(key, 2**31 - 1)
+    return meshes.replicate(jax.jit(lambda key: create(task, optimizer, key, batch))(key), mesh)
+
+
+def _check_finite(
+    bad_step: jax.Array, describe_batch: Callable[[int], str], checkpoints: Checkpoints
+) -> None:
+    step = int(bad_step)
+    if step >= 0:
+        saved = checkpoints.latest_step()
+        raise NonFiniteLoss(
+            f"loss or gradient is not finite at step {step} ({describe_batch(step - 1)}); "
+            f"{'nothing was saved yet' if saved is None else f'the last good checkpoint is step {saved}'}"
+        )
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable:
@@ -184,14 +170,10 @@ def _check(schedule: Schedule) -> None:
             raise ValueError(f"{field} is {getattr(schedule, field)}; it must be at least 1")
 
 
-def _evaluate(
-    evaluators: Sequence[Evaluator], state: TrainState, writer: MetricWriter, progress: Progress
-) -> dict[str, float]:
+def _evaluate(evaluators: Sequence[Evaluator], state: TrainState, log: Log) -> dict[str, float]:
     measured = {name: value for evaluator in evaluators for name, value in evaluator(state)}
     if measured:
-        step = int(state.step)
-        writer.write(step, measured)
-        progress.say(f"step {step:,}: " + ", ".join(f"{n} {v:.4f}" for n, v in measured.items()))
+        log.write_measures(int(state.step), measured)
     return measured
 
 
@@ -205,12 +187,3 @@ def _keep_best(checkpoints: Checkpoints, state: TrainState, measured: dict[str, 
     best = checkpoints.best_value()
     if best is None or measured[measure] > best:
         checkpoints.save_best(state, measured[measure])
-
-
-def _means(window: list[Metrics]) -> dict[str, float]:
-    rows = jax.device_get(window)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def _tokens(batch: Mapping[str, Any]) -> int:
-    return sum(int(array.sum()) for name, array in batch.items() if name.endswith("mask"))
