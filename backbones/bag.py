@@ -6,8 +6,7 @@
 Segments (a title, a text) are weighted before counts saturate, as the fields of BM25F are (Robertson,
 Zaragoza and Taylor, 2004, "Simple BM25 Extension to Multiple Weighted Fields"). The sum is one product
 of counts [B, V] with the table [V, D], and so is its gradient: at B = 512, L = 160, V = 8,000, D = 512
-on two CPU cores that takes 0.55 of the time of gathering [B, L, D], which `tests/backbones/test_bag.py`
-holds it to.
+on two CPU cores that took 0.55 of the time of gathering [B, L, D], the form that the tests hold it to.
 
 Dimensions: B batch, L length, D width, V vocabulary.
 """

@@ -38,5 +38,6 @@ class TokenEmbedding(nn.Module):
         return weights @ self.table.astype(weights.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Float [..., D] to logits [..., V] over the vocabulary with the same table (Press and Wolf 2017)."""
+        """Float [..., D] to logits [..., V] over the vocabulary with the same table (Press and Wolf, 2017,
+        "Using the Output Embedding to Improve Language Models")."""
         return x @ self.table.T.astype(x.dtype)

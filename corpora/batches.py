@@ -123,17 +123,21 @@ def contrastive(
       negatives_per_query: H; drawn from `negatives` anew at each step by (seed, step, example).
 
     Raises:
-      ValueError: negatives are asked for and not given.
+      ValueError: negatives are asked for and not given, or more than the table lists.
     """
     if negatives_per_query and negatives is None:
         raise ValueError(f"negatives_per_query is {negatives_per_query}, but no table of negatives is given")
+    if negatives_per_query and negatives_per_query > negatives.shape[1]:
+        raise ValueError(
+            f"negatives_per_query is {negatives_per_query}, but the table lists {negatives.shape[1]} a query"
+        )
 
     def batch(examples_B: np.ndarray, step: int) -> Batch:
         query_rows_B = pairs.query_rows[examples_B]
         document_rows_BH = pairs.document_rows[examples_B][:, None]
         if negatives_per_query:
             drawn = [
-                np.random.default_rng((seed, step, int(example))).permutation(row)[:negatives_per_query]
+                _draw(row, negatives_per_query, np.random.default_rng((seed, step, int(example))))
                 for example, row in zip(examples_B, negatives[query_rows_B], strict=True)
             ]
             document_rows_BH = np.concatenate([document_rows_BH, np.stack(drawn)], axis=1)
@@ -148,6 +152,12 @@ def contrastive(
         }
 
     return batch
+
+
+def _draw(row_M: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of a query's negatives in random order, -1 where it has fewer."""
+    drawn = rng.permutation(row_M[row_M >= 0])[:count]
+    return np.pad(drawn, (0, count - len(drawn)), constant_values=-1)
 
 
 def stream(

@@ -83,6 +83,11 @@ class Dataset:
             raise DataError(f"{self.name} has no split {name!r}; it has {', '.join(sorted(self.qrels))}")
         return self.qrels[name]
 
+    def titles_and_texts(self) -> tuple[list[str], list[str]]:
+        """Returns all documents' titles and texts, in row order."""
+        pairs = [(document.title, document.text) for document in self.documents]
+        return [title for title, _ in pairs], [text for _, text in pairs]
+
     def summary(self) -> str:
         """Returns one line: sizes, splits and the corpus hash."""
         splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in self.qrels.items())

@@ -105,7 +105,19 @@ def train_bpe(
     min_frequency: int = 2,
 ) -> Tokenizer:
     """Trains byte-pair encoding (Sennrich et al., 2016, "Neural Machine Translation of Rare Words
-    with Subword Units"); a subword inside a word is written with a leading ##."""
+    with Subword Units"); a subword inside a word is written with a leading ##.
+
+    Args:
+      texts: of the training split.
+      vocab_size: entries at most, special tokens included.
+      split_identifiers: whether `parseIsoDate` and `parse_iso_date` become three words.
+      lowercase: whether capitals are lowered, after identifiers are split.
+      punctuation: whether signs are tokens too; a bag is better without.
+      min_frequency: how often a pair must occur to be merged.
+
+    Raises:
+      ValueError: `vocab_size` leaves no room for characters.
+    """
     model = models.BPE(unk_token=UNK, continuing_subword_prefix=_INSIDE)
     make_trainer = functools.partial(
         trainers.BpeTrainer,
@@ -127,7 +139,7 @@ def train_wordpiece(
     min_frequency: int = 2,
 ) -> Tokenizer:
     """Trains WordPiece as BERT uses it (Wu et al., 2016, "Google's Neural Machine Translation System");
-    the arguments are those of `train_bpe`."""
+    the arguments and errors are those of `train_bpe`."""
     make_trainer = functools.partial(
         trainers.WordPieceTrainer, vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False
     )
@@ -156,6 +168,8 @@ def _train(
     texts = list(texts)
     # A third of the vocabulary at most for each of the two forms of a character.
     size = make_trainer.keywords["vocab_size"]
+    if size < len(SPECIAL_TOKENS) + 3:
+        raise ValueError(f"vocab_size is {size}; it must be at least {len(SPECIAL_TOKENS) + 3}")
     alphabet = _alphabet(backend.normalizer, texts, min(_ALPHABET_SIZE, (size - len(SPECIAL_TOKENS)) // 3))
     trainer = make_trainer(
         special_tokens=[*SPECIAL_TOKENS, *(_INSIDE + character for character in alphabet)],

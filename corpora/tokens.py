@@ -5,7 +5,6 @@ Letters: B rows of a batch, L length, N rows of the table, T tokens in all.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +55,8 @@ class TokenTable:
         return {"tokens": tokens_BL, "mask": mask_BL.astype(np.int32), "segments": segments_BL}
 
 
-class TextSettings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
     """How the two sides of a collection become tokens: the field `text` of a config.
 
     Attributes:
@@ -70,6 +70,12 @@ class TextSettings(NamedTuple):
     document_length: int
     special_tokens: bool = False
     lead_length: int = 0
+
+    def __post_init__(self):
+        least = 4 if self.special_tokens else 1
+        for field, allowed in (("query_length", least), ("document_length", least), ("lead_length", 0)):
+            if getattr(self, field) < allowed:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {allowed}")
 
     def queries(self, tokenizer: Tokenizer, texts: Iterable[str]) -> TokenTable:
         """Tokenizes queries."""

@@ -39,7 +39,7 @@ def bm25(
     """
     if count < 1 or skip < 0:
         raise ValueError(f"negatives: count is {count} and skip {skip}; they must be at least 1 and 0")
-    titles, texts = zip(*((document.title, document.text) for document in dataset.documents), strict=True)
+    titles, texts = dataset.titles_and_texts()
     index = lexical.BM25.build(texts, titles=titles, analyzer=analyzer, **settings)
     most_positives = pairs.positives.shape[1]
     queries = [dataset.queries[query_id] for query_id in pairs.query_ids]

@@ -90,12 +90,18 @@ class Retriever:
         manifest = json.loads((folder / _MANIFEST).read_text())
         config = json.loads((run_dir / "config.json").read_text())
         task = build(config["task"], "config.task")
+        step, params = best_params(run_dir, task)
+        if step != manifest["step"]:
+            raise DataError(
+                f"{run_dir} was indexed at step {manifest['step']} and its best checkpoint is now of step "
+                f"{step}; run python -m experiments.evaluate --workdir={run_dir}"
+            )
         return cls(
             _open(manifest, config, run_dir),
             tokenizers.load(str(run_dir / TOKENIZER_FILE)),
             TextSettings(**config["text"]),
             task.model,
-            best_params(run_dir, task)[1],
+            params,
             np.load(folder / _VECTORS),
             lexical.BM25.load(folder / _BM25),
             manifest["weight"],
@@ -134,6 +140,8 @@ class Retriever:
             scores_QK, rows_QK = self._bm25.search([query], k)
         else:
             table = self._settings.queries(self._tokenizer, [query])
+            if not len(self._tokenizer.encode([query], 1)[0]):
+                return []  # a query of no token is like every document, and finds none
             vectors_QD = self._encoder.queries(self._params, table, self._settings.query_length)
             scores_QK, rows_QK = exact.search(self._index, vectors_QD, k, query_batch=1)
         pairs = zip(np.asarray(rows_QK)[0].tolist(), np.asarray(scores_QK)[0].tolist(), strict=True)
@@ -141,7 +149,12 @@ class Retriever:
 
 
 def save(
-    run_dir: str | Path, dataset: Dataset, vectors_ND: np.ndarray, bm25: lexical.BM25, weight: float
+    run_dir: str | Path,
+    dataset: Dataset,
+    step: int,
+    vectors_ND: np.ndarray,
+    bm25: lexical.BM25,
+    weight: float,
 ) -> None:
     """Writes a run's `index/`; the manifest comes last, so that what is there is whole."""
     folder = Path(run_dir) / "index"
@@ -149,7 +162,12 @@ def save(
     (folder / _MANIFEST).unlink(missing_ok=True)
     np.save(folder / _VECTORS, vectors_ND)
     bm25.save(folder / _BM25)
-    manifest = {"data": str(dataset.folder), "corpus_hash": dataset.corpus_hash, "weight": weight}
+    manifest = {
+        "data": str(dataset.folder),
+        "corpus_hash": dataset.corpus_hash,
+        "step": step,  # of the checkpoint that encoded the documents
+        "weight": weight,
+    }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 

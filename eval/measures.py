@@ -137,6 +137,20 @@ def float32_scores(documents: Mapping[str, float], of: str = "") -> np.ndarray:
         return scores.astype(np.float32)
 
 
+def depth(measure: str) -> int | None:
+    """How many documents of a query a measure looks at; None for all.
+
+    Raises:
+      ValueError: the measure is unknown.
+
+    >>> depth("ndcg@10"), depth("map")
+    (10, None)
+    """
+    _parse(measure)
+    _, _, cut = measure.partition("@")
+    return int(cut) if cut else None
+
+
 def _parse(measure: str) -> tuple[str, int | None]:
     """trec_eval's argument, and the cut left to us: ("ndcg_cut.10", None); ("recip_rank", 10) for mrr@10."""
     match = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", measure) if isinstance(measure, str) else None

@@ -84,31 +84,50 @@ class Command:
             sys.exit(2)
 
     def _parse(self) -> list[str]:
-        named = any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:])
-        if self._default_config and not named:
-            sys.argv.insert(1, f"--config={self._default_config}")
-        for argument in sys.argv[1:]:
-            if match := re.match(r"--?config=(.*?\.py)(:.*)?$", argument):
-                check_config_file(match[1])
+        if self._default_config:
+            self._name_config()
         try:
             return self._flags(sys.argv)
         except flags.Error as error:
-            raise UsageError(" ".join(str(error).split())) from None
-        except AttributeError as error:
+            raise UsageError(_last_clause(str(error))) from None
+        except (AttributeError, KeyError) as error:
             raise UsageError(_unknown_field(sys.argv, error)) from None
 
+    def _name_config(self) -> None:
+        """Makes sure that the command line names a config file, and that it is there."""
+        if "--config" in sys.argv[:-1]:  # --config FILE becomes --config=FILE
+            at = sys.argv.index("--config")
+            sys.argv[at : at + 2] = [f"--config={sys.argv[at + 1]}"]
+        if not any(argument.startswith("--config=") for argument in sys.argv):
+            sys.argv.insert(1, f"--config={self._default_config}")
+        for at, argument in enumerate(sys.argv):
+            if argument.startswith("--config="):
+                path, colon, rest = argument.removeprefix("--config=").partition(":")
+                sys.argv[at] = f"--config={find_config_file(path)}{colon}{rest}"
 
-def check_config_file(path: str) -> None:
-    """Raises UsageError naming the nearest config files if there is none at `path`."""
-    if not Path(path).is_file():
-        there = sorted(str(file) for file in Path("configs").rglob("*.py") if file.name != "__init__.py")
-        near = difflib.get_close_matches(path, there, n=2, cutoff=0.4) or there[:5]
-        raise UsageError(
-            f"--config: no such file: {path}; {f'did you mean {_or(near)}?' if near else 'none here'}"
-        )
+
+def find_config_file(path: str) -> Path:
+    """Returns the config file at a path, which may also be given from the project's folder.
+
+    Raises:
+      UsageError: there is none, or it has no `get_config`; the nearest ones are named.
+    """
+    root = Path(__file__).parents[1]
+    file = next((f for f in (Path(path), root / path) if f.is_file()), None)
+    if file is not None and "def get_config(" in file.read_text(encoding="utf-8"):
+        return file
+    names = {
+        str(there.relative_to(folder))
+        for folder in (Path(), root)
+        for there in (folder / "configs").rglob("*.py")
+        if "def get_config(" in there.read_text(encoding="utf-8")
+    }
+    near = difflib.get_close_matches(path, sorted(names), n=2, cutoff=0.4) or sorted(names)
+    problem = "no such file" if file is None else "no get_config in"
+    raise UsageError(f"--config: {problem}: {path}; did you mean {' or '.join(near)}?")
 
 
-def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+def _unknown_field(argv: Sequence[str], error: AttributeError | KeyError) -> str:
     # ml_collections names the last part of the path only; find the whole of it on the command line.
     match = re.search(r"""Did you mean \\?["'](\w+)\\?["'] instead of \\?["'](\w+)""", str(error))
     name = match[2] if match else str(error).strip("'\"\\").split("\\n")[0].strip("'\"\\")
@@ -119,5 +138,10 @@ def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
     return f"{where}: the config has no field {name!r}{f'; did you mean {match[1]!r}?' if match else ''}"
 
 
-def _or(names: Sequence[str]) -> str:
-    return " or ".join(names)
+def _last_clause(text: str) -> str:
+    """An error of a config file comes with a traceback inside its message; the last line says what it is."""
+    if "Traceback" not in text:
+        return " ".join(text.split())
+    pattern = re.compile(r"\s*\w[\w.]*(Error|Exception): ")
+    lines = [line for line in text.splitlines() if pattern.match(line)]
+    return "--config: " + (lines[-1].split(": ", 1)[1] if lines else " ".join(text.split()))

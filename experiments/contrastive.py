@@ -6,12 +6,11 @@ The fields of such a config:
     data        spec of a collection, such as corpora.sources.python_functions.load
     tokenizer   spec of a tokenizer: loaded, or trained on the texts of the training split
     text        lengths and framing, see corpora.tokens.TextSettings
-    batch       batch_size; `neighbors` that stay together; `negatives`, the spec of who mines hard
-                negatives, and negatives_per_query
+    batch       see experiments.settings.Batch
     task        spec of the Task, with model and objective
     optimizer   spec of an optax transformation
     schedule    see training.loop.Schedule
-    evaluation  splits and measures, and what BM25 is tuned over
+    evaluation  see experiments.settings.Evaluation
 """
 
 import functools
@@ -21,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
@@ -28,11 +28,12 @@ from corpora.dataset import Dataset
 from dual_encoder.encoding import Encoder
 from dual_encoder.retriever import TOKENIZER_FILE
 from eval import measures, results, runs
-from experiments import evaluation
+from experiments import evaluation, settings
 from experiments.cli import UsageError
+from experiments.evaluation import deepest
 from index import exact
 from training import loop
-from training.build import build, check_arguments
+from training.build import build, fill
 from training.task import TrainState
 
 
@@ -44,26 +45,41 @@ class Experiment:
       run_dir: where the tokenizer, checkpoints and results go.
 
     Raises:
-      SpecError, DataError: what a config names does not exist or is malformed.
+      SpecError, UsageError, DataError: what a config names does not exist or is malformed.
     """
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
         self.config, self.run_dir = config, run_dir
         # Everything that a config can get wrong comes before the first slow step.
         self.task = build(config["task"], "config.task")
+        self.text = fill(tokens.TextSettings, config["text"], "config.text")
+        self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
+        self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
+        self._schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
         self._optimizer = build(config["optimizer"], "config.optimizer")
-        self.text = _fill(tokens.TextSettings, config["text"], "config.text")
-        self._schedule = _fill(loop.Schedule, config["schedule"], "config.schedule")
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
+        if not isinstance(self._optimizer, optax.GradientTransformation):
+            raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
+        measured = [f"dev/{name}" for name in self.evaluation.dev_measures]
+        if self._schedule.best_measure not in measured:
+            raise UsageError(
+                f"config.schedule.best_measure is {self._schedule.best_measure!r}; allowed: "
+                f"{', '.join(measured)} (config.evaluation.dev_measures)"
+            )
         self.dataset: Dataset = build(config["data"], "config.data")
         print(self.dataset.summary(), flush=True)
-        for split in ("train_split", "dev_split", "test_split"):
-            self.dataset.split(config["evaluation"][split])
+        for split in (self.evaluation.train_split, self.evaluation.dev_split, self.evaluation.test_split):
+            self.dataset.split(split)
+        if self._batch.neighbors > len(self.pairs.query_rows):
+            raise UsageError(
+                f"config.batch.neighbors is {self._batch.neighbors}; there are only "
+                f"{len(self.pairs.query_rows)} training pairs"
+            )
         self.encoder = Encoder(self.task.model)
 
     @functools.cached_property
     def pairs(self) -> batches.Pairs:
-        return batches.training_pairs(self.dataset, self.config["evaluation"]["train_split"])
+        return batches.training_pairs(self.dataset, self.evaluation.train_split)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -72,7 +88,9 @@ class Experiment:
             tokenizer = self._tokenizer_spec
             if not isinstance(tokenizer, tokenizers.Tokenizer):  # a training function waiting for its texts
                 tokenizer = tokenizer(self._training_texts())
-            tokenizer.save(file)
+            partial = file.with_name("tokenizer.partial")
+            tokenizer.save(partial)
+            partial.replace(file)
         tokenizer = tokenizers.load(str(file))
         for where, size in _vocab_sizes(self.config["task"], "config.task"):
             if size < tokenizer.vocab_size:
@@ -91,7 +109,6 @@ class Experiment:
 
     def train(self) -> TrainState:
         """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
-        batch = self.config["batch"]
         make_batch = batches.contrastive(
             self.pairs,
             self.query_tokens(self.pairs.query_ids),
@@ -99,16 +116,16 @@ class Experiment:
             query_length=self.text.query_length,
             document_length=self.text.document_length,
             negatives=self._negatives(),
-            negatives_per_query=batch.get("negatives_per_query", 0),
+            negatives_per_query=self._batch.negatives_per_query,
             seed=self.config["seed"],
         )
-        order = batches.Order(len(self.pairs.query_rows), self.config["seed"], batch.get("neighbors", 1))
+        order = batches.Order(len(self.pairs.query_rows), self.config["seed"], self._batch.neighbors)
 
         def stream(first_step: int) -> Iterator[Mapping[str, np.ndarray]]:
             return batches.stream(
                 make_batch,
                 order,
-                batch_size=batch["batch_size"],
+                batch_size=self._batch.batch_size,
                 first_step=first_step,
                 total_steps=self._schedule.total_steps,
                 process=jax.process_index(),
@@ -116,7 +133,7 @@ class Experiment:
             )
 
         def describe(step: int) -> str:
-            rows = self.pairs.query_rows[order.rows(step, batch["batch_size"])]
+            rows = self.pairs.query_rows[order.rows(step, self._batch.batch_size)]
             ids = [self.pairs.query_ids[row] for row in rows[:5]]
             return f"queries {', '.join(ids)}{', ...' if len(rows) > 5 else ''}"
 
@@ -137,16 +154,16 @@ class Experiment:
 
     def dev_evaluator(self) -> loop.Evaluator:
         """Returns the evaluator of `dev/<measure>`: dev queries against the whole corpus."""
-        settings = self.config["evaluation"]
-        qrels = self.dataset.split(settings["dev_split"])
-        names = settings["dev_measures"]
+        qrels = self.dataset.split(self.evaluation.dev_split)
+        names = self.evaluation.dev_measures
+        depth = deepest(names)
         query_tokens = self.query_tokens(list(qrels))
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
             params = state.params["model"]
             vectors_ND = self.encoder.documents(params, self.document_tokens, self.text.document_length)
             index = exact.build(vectors_ND)
-            run = self.search(index, params, list(qrels), query_tokens, settings["dev_depth"])
+            run = self.search(index, params, list(qrels), query_tokens, depth)
             for name, value in measures.means(measures.evaluate(qrels, run, names)).items():
                 yield f"dev/{name}", value
 
@@ -166,14 +183,13 @@ class Experiment:
 
     def _negatives(self) -> np.ndarray | None:
         """Mines the table that `batch.negatives` asks for, once a run."""
-        if "negatives" not in self.config["batch"]:
+        if not self._batch.negatives_per_query:
             return None
         file = self.run_dir / "tables" / "negatives.npy"
         if not file.exists():
-            mine = build(self.config["batch"]["negatives"], "config.batch.negatives")
             file.parent.mkdir(exist_ok=True)
             partial = file.with_name("partial.npy")
-            np.save(partial, mine(self.dataset, self.pairs))
+            np.save(partial, self._batch.negatives(self.dataset, self.pairs))
             partial.replace(file)
         return np.load(file)
 
@@ -192,8 +208,3 @@ def _vocab_sizes(spec: Any, where: str) -> Iterator[tuple[str, int]]:
             if key == "vocab_size":
                 yield f"{where}.{key}", value
             yield from _vocab_sizes(value, f"{where}.{key}")
-
-
-def _fill(kind: type, fields: Mapping[str, Any], where: str) -> Any:
-    check_arguments(kind, fields, where)
-    return kind(**fields)

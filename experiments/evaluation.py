@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from eval import fusion, measures, plots, results, runs, significance, trec
 from experiments import run_dirs
 from index import exact, lexical
 from training import metrics
-from training.build import build
 
 if TYPE_CHECKING:
     from experiments.contrastive import Experiment
@@ -34,15 +33,15 @@ _SAMPLES = 10_000  # of the randomization test
 def evaluate(experiment: Experiment) -> results.Results:
     """Evaluates the run's best checkpoint and prints the table; see the module's docstring."""
     started = time.monotonic()
-    config, dataset, run_dir = experiment.config["evaluation"], experiment.dataset, experiment.run_dir
-    splits = {name: dataset.split(config[f"{name}_split"]) for name in ("dev", "test")}
+    settings, dataset, run_dir = experiment.evaluation, experiment.dataset, experiment.run_dir
+    splits = {"dev": dataset.split(settings.dev_split), "test": dataset.split(settings.test_split)}
     queries = {name: [dataset.queries[q] for q in qrels] for name, qrels in splits.items()}
 
     def search_bm25(index: lexical.BM25, split: str) -> measures.Run:
         found = index.search(queries[split], FUSION_DEPTH)
         return runs.from_rows(list(splits[split]), dataset.doc_ids, *found)
 
-    plain, tuned, settings = _build_bm25(experiment, splits["dev"], queries["dev"])
+    plain, tuned, chosen = _build_bm25(experiment, splits["dev"], queries["dev"])
     step, params = best_params(run_dir, experiment.task)
     params = experiment.encoder.place(params)
     vectors_ND = experiment.encoder.documents(
@@ -58,29 +57,35 @@ def evaluate(experiment: Experiment) -> results.Results:
         }
         for split, qrels in splits.items()
     }
-    measure = config["tune_measure"]
     weight, _ = fusion.tune_weight(
-        found["dev"]["dual_encoder"], found["dev"]["bm25"], splits["dev"], measure, config["fusion_weights"]
+        found["dev"]["dual_encoder"],
+        found["dev"]["bm25"],
+        splits["dev"],
+        settings.tune_measure,
+        settings.fusion_weights,
     )
     for of_split in found.values():
         of_split["hybrid"] = fusion.interpolate(of_split["dual_encoder"], of_split["bm25"], weight)
     test_runs = {"bm25_plain": search_bm25(plain, "test"), **found["test"]}
     per_query = {
-        name: measures.evaluate(splits["test"], run, config["measures"]) for name, run in test_runs.items()
+        name: measures.evaluate(splits["test"], run, settings.measures) for name, run in test_runs.items()
     }
 
-    retriever.save(run_dir, dataset, vectors_ND, tuned, weight)
+    retriever.save(run_dir, dataset, step, vectors_ND, tuned, weight)
     for name, run in test_runs.items():
-        best = {query_id: _best(hits, config["run_depth"]) for query_id, hits in run.items()}
+        best = {query_id: _best(hits, settings.run_depth) for query_id, hits in run.items()}
         trec.write_run(run_dir / "runs" / f"{name}.trec", best, name)
     meta = {
         **run_dirs.meta(experiment.config),
         "data": dataset.summary(),
         "corpus_hash": dataset.corpus_hash,
         "best_step": step,
-        "bm25": settings,
+        "bm25": chosen,
         "fusion_weight": weight,
-        "evaluation_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": {
+            "training": metrics.training_seconds(run_dir),
+            "evaluation": round(time.monotonic() - started, 1),
+        },
     }
     results.write(run_dir, meta, per_query)
     written = results.read(run_dir)
@@ -89,27 +94,30 @@ def evaluate(experiment: Experiment) -> results.Results:
     return written
 
 
+def deepest(names: Sequence[str]) -> int:
+    """How many documents a query's ranking must have for these measures; an uncut one gets FUSION_DEPTH."""
+    return max(measures.depth(name) or FUSION_DEPTH for name in names)
+
+
 def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str]):
     """Returns BM25 as the config fixes it (text alone), BM25 tuned on dev, and what was chosen."""
-    config, dataset = experiment.config["evaluation"], experiment.dataset
-    measure = config["tune_measure"]
-    titles, texts = zip(*((document.title, document.text) for document in dataset.documents), strict=True)
-    plain = lexical.BM25.build(texts, **build(config["bm25_plain"], "config.evaluation.bm25_plain"))
-    grid = config["bm25_grid"]
-    settings = lexical.grid(grid["k1"], grid["b"], grid["title_weight"])
+    dataset, grid = experiment.dataset, experiment.evaluation.bm25_grid
+    measure = experiment.evaluation.tune_measure
+    titles, texts = dataset.titles_and_texts()
+    plain = lexical.BM25.build(texts, **experiment.evaluation.bm25_plain)
+    settings = grid.settings()
 
     def quality(scores_QK: np.ndarray, rows_QK: np.ndarray) -> float:
         run = runs.from_rows(list(qrels), dataset.doc_ids, scores_QK, rows_QK)
         return measures.means(measures.evaluate(qrels, run, [measure]))[measure]
 
     best = None
-    count = len(settings) * len(grid["analyzers"])
+    count = len(settings) * len(grid.analyzers)
     print(f"tuning BM25 on {len(queries):,} dev queries: {count} settings", file=sys.stderr, flush=True)
-    for name, spec in grid["analyzers"].items():
-        analyzer = build(spec, f"config.evaluation.bm25_grid.analyzers.{name}")
+    for analyzer in grid.analyzers.values():
         analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
         setting, table = lexical.tune(
-            analyzed, queries, settings, quality, k=config["dev_depth"], progress=sys.stderr.isatty()
+            analyzed, queries, settings, quality, k=deepest([measure]), progress=sys.stderr.isatty()
         )
         if best is None or table[setting] > best[0]:
             best = table[setting], analyzed, setting
@@ -144,7 +152,8 @@ def _report(written: results.Results, run_dir: Path) -> None:
 
 
 def _plot(experiment: Experiment, dev_runs: Mapping[str, measures.Run], qrels: measures.Qrels) -> None:
-    name = experiment.config["evaluation"]["tune_measure"]
+    best_measure = experiment.config["schedule"]["best_measure"]
+    name = best_measure.removeprefix("dev/")
     levels = {}
     for system, run in dev_runs.items():
         levels[system] = measures.means(measures.evaluate(qrels, run, [name]))[name]
@@ -152,5 +161,5 @@ def _plot(experiment: Experiment, dev_runs: Mapping[str, measures.Run], qrels: m
     file.parent.mkdir(exist_ok=True)
     dataset = experiment.dataset
     title = f"{dataset.name}: {len(qrels):,} dev queries, {len(dataset.doc_ids):,} documents"
-    plots.quality_over_training(file, metrics.read(experiment.run_dir), f"dev/{name}", levels, title=title)
+    plots.quality_over_training(file, metrics.read(experiment.run_dir), best_measure, levels, title=title)
     print(f"\nwritten: {experiment.run_dir}/results.json, per_query.json, runs/, tables/, {file}")

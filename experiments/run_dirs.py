@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,9 @@ from experiments.machine import device_name
 from training.build import locate
 
 CONFIG_FILE = "config.json"
+_BEFORE_A_CHECKPOINT = (
+    CONFIG_FILE, "tokenizer.json", "tables", "metrics.jsonl", "tensorboard", "checkpoints",
+)  # fmt: skip
 _REPORTED = ("retrievax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "bm25s", "tokenizers")
 
 
@@ -31,6 +35,8 @@ class Family(Protocol):
 
 def start(run_dir: str | Path, config: Mapping[str, Any]) -> Family:
     """Makes the run directory, or goes on in it if it was started with the same config.
+
+    A run of another config that never came to a checkpoint is replaced.
 
     Raises:
       UsageError: it holds a run of another config; the fields that differ are named.
@@ -65,19 +71,28 @@ def _claim(run_dir: Path, config: dict[str, Any]) -> None:
         before = _flat(load_config(run_dir))
         now = _flat(config)
         differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        if differing:
+        if differing and not _has_checkpoint(run_dir):
+            for name in _BEFORE_A_CHECKPOINT:  # all that a run makes before it is worth keeping
+                path = run_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif differing:
             shown = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:3])
             raise UsageError(
                 f"--workdir: {run_dir} holds a run of another config ({shown}"
                 f"{', ...' if len(differing) > 3 else ''}); name another folder or remove it"
             )
-        return
-    if run_dir.exists() and any(run_dir.iterdir()):
+        else:
+            return
+    elif run_dir.exists() and any(run_dir.iterdir()):
         raise UsageError(f"--workdir: {run_dir} is not empty and has no {CONFIG_FILE}; name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(config, indent=1) + "\n")
     partial.replace(file)
+
+
+def _has_checkpoint(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("*/[0-9]*"))
 
 
 def load_config(run_dir: str | Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Examples:
   python -m experiments.train --config=configs/dual_encoder/python_functions.py --workdir=runs/code
   python -m experiments.train --config=configs/dual_encoder/python_functions.py \\
       --config.data.root=$HOME/my_project --config.schedule.total_steps=500 --workdir=runs/mine
-  python -m experiments.train --config=configs/dual_encoder/beir.py:folder=PATH --workdir=runs/beir
+  python -m experiments.train --config=configs/dual_encoder/beir_folder.py:folder=PATH --workdir=runs/beir
 """
 
 from experiments import cli, run_dirs

@@ -104,16 +104,7 @@ class BM25:
         Raises:
           ValueError: if a setting is out of range.
         """
-        for name, value, high in (
-            ("k1", k1, math.inf),
-            ("b", b, 1),
-            ("title_weight", title_weight, math.inf),
-        ):
-            if not (0 <= value <= high and math.isfinite(value)):
-                allowed = "0 to 1" if high == 1 else "0 or more, and finite"
-                raise ValueError(f"{name} is {value}; allowed: {allowed}")
-        if method not in _METHODS:
-            raise ValueError(f"method is {method!r}; allowed: {', '.join(_METHODS)}")
+        check_settings(k1=k1, b=b, title_weight=title_weight, method=method)
         counts_NV = analyzed.text + analyzed.title * np.float32(title_weight)
         counts_NV.eliminate_zeros()  # of titles that weigh nothing
         return cls(_weights(counts_NV, k1, b, method), analyzed.vocabulary)
@@ -189,6 +180,20 @@ class Setting(NamedTuple):
     k1: float
     b: float
     title_weight: float = 1.0
+
+
+def check_settings(*, k1: float, b: float, title_weight: float, method: str = "lucene") -> None:
+    """Raises ValueError if a setting is out of its range; the message names it."""
+    for name, value, high in (
+        ("k1", k1, math.inf),
+        ("b", b, 1),
+        ("title_weight", title_weight, math.inf),
+    ):
+        if not (0 <= value <= high and math.isfinite(value)):
+            allowed = "0 to 1" if high == 1 else "0 or more, and finite"
+            raise ValueError(f"{name} is {value}; allowed: {allowed}")
+    if method not in _METHODS:
+        raise ValueError(f"method is {method!r}; allowed: {', '.join(_METHODS)}")
 
 
 def grid(k1: Iterable[float], b: Iterable[float], title_weight: Iterable[float] = (1.0,)) -> list[Setting]:

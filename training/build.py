@@ -42,10 +42,26 @@ def build(spec: Any, where: str = "config") -> Any:
     check_arguments(function, values, where)
     if not inspect.isclass(function) and _missing(function, values):
         return functools.partial(function, **values)
+    return _call(function, values, where)
+
+
+def fill(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+    """Returns a settings object of `kind` with the given fields, checked as `build` checks arguments."""
+    if not isinstance(fields, Mapping):
+        raise SpecError(f"{where} is {fields!r}; expected the fields of {_title(kind)}")
+    check_arguments(kind, fields, where)
+    return _call(kind, fields, where)
+
+
+def _call(function: Any, arguments: Mapping[str, Any], where: str) -> Any:
     try:
-        return function(**values)
-    except TypeError as error:
-        raise SpecError(f"{where}: {spec['name']}: {error}") from error
+        return function(**arguments)
+    except SpecError:
+        raise
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # an error of its own kind says enough
+            raise
+        raise SpecError(f"{where}: {error}") from error
 
 
 def locate(path: Any, where: str = "config") -> Any:

@@ -30,7 +30,7 @@ class Checkpoints:
         folder = Path(folder).absolute()
         self._best_file = folder / "best.json"
         self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep))
-        self._best = ocp.CheckpointManager(folder / "best", options=_options(1))
+        self._best = ocp.CheckpointManager(folder / "best", options=_options(None))
 
     def save(self, state: TrainState) -> None:
         """Saves the state to resume from, named by its step."""
@@ -45,20 +45,26 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, or it does not fit `like`.
         """
-        return _restore(self._latest, like)
+        return _restore(self._latest, self._latest.latest_step(), like)
 
     def save_best(self, state: TrainState, value: float) -> None:
         """Saves parameters and Task state as the best so far, with the measure's value."""
         step = int(state.step)
+        if step in self._best.all_steps():  # left by a run that was killed before it was recorded
+            self._best.delete(step)
         self._best.save(step, args=ocp.args.StandardSave(_weights(state)), force=True)
         self._best.wait_until_finished()  # best.json must never name what is not there yet
+        before = self._best_record()
         partial = self._best_file.with_suffix(".partial")
         partial.write_text(json.dumps({"step": step, "value": value}))
         partial.replace(self._best_file)
+        if before is not None and before["step"] != step:
+            self._best.delete(before["step"])
 
     def best_value(self) -> float | None:
         """Returns the best evaluation's value, None before the first."""
-        return json.loads(self._best_file.read_text())["value"] if self._best_file.exists() else None
+        record = self._best_record()
+        return None if record is None else record["value"]
 
     def restore_best(self, params: Any, state: Any) -> tuple[int, Any, Any]:
         """Returns (step, params, state) of the best evaluation, shaped as the arguments.
@@ -66,8 +72,13 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, or it does not fit.
         """
-        weights = _restore(self._best, {"params": params, "state": state})
-        return self._best.latest_step(), weights["params"], weights["state"]
+        record = self._best_record()
+        step = None if record is None else record["step"]
+        weights = _restore(self._best, step, {"params": params, "state": state})
+        return step, weights["params"], weights["state"]
+
+    def _best_record(self) -> dict[str, Any] | None:
+        return json.loads(self._best_file.read_text()) if self._best_file.exists() else None
 
     def close(self) -> None:
         for manager in (self._latest, self._best):
@@ -79,12 +90,11 @@ def _weights(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "state": state.state}
 
 
-def _options(keep: int) -> ocp.CheckpointManagerOptions:
+def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, cleanup_tmp_directories=True)
 
 
-def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
-    step = manager.latest_step()
+def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
     if step is None:
         raise CheckpointError(f"no checkpoint in {manager.directory}")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

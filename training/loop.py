@@ -1,8 +1,8 @@
 """The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ class NonFiniteLoss(RuntimeError):
     """The loss or the gradient became NaN or infinite; the message names the step and its batch."""
 
 
-class Schedule(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Schedule:
     """How often things happen, in optimizer steps.
 
     Attributes:
@@ -41,6 +42,11 @@ class Schedule(NamedTuple):
     save_every: int = 500
     best_measure: str = ""
     keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for field in ("total_steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
 
 
 def train(
@@ -75,7 +81,6 @@ def train(
       NonFiniteLoss: the loss or the gradient is NaN or infinite. What was saved stays.
       Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    _check(schedule)
     mesh = meshes.data_mesh() if mesh is None else mesh
     key = jax.random.key(seed)
     checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=schedule.keep_checkpoints)
@@ -162,12 +167,6 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable:
         return new_state, bad_step, {"loss": loss, "grad_norm": grad_norm, **metrics}
 
     return step
-
-
-def _check(schedule: Schedule) -> None:
-    for field in ("total_steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
-        if getattr(schedule, field) < 1:
-            raise ValueError(f"{field} is {getattr(schedule, field)}; it must be at least 1")
 
 
 def _evaluate(evaluators: Sequence[Evaluator], state: TrainState, log: Log) -> dict[str, float]:

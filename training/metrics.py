@@ -40,6 +40,16 @@ class MetricWriter:
         self._board.close()
 
 
+def training_seconds(run_dir: str | Path) -> float:
+    """Returns the seconds that a run's steps took, without evaluations, as its log has them."""
+    seconds, before = 0.0, 0
+    for row in read(run_dir):
+        if row.get("steps_per_second"):
+            seconds += (row["step"] - before) / row["steps_per_second"]
+            before = row["step"]
+    return round(seconds, 1)
+
+
 def read(run_dir: str | Path) -> list[dict[str, float]]:
     """Returns the rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
     path = Path(run_dir) / FILE

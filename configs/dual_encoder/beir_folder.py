@@ -9,7 +9,6 @@ The encoder is a bag of subwords (minutes on two cores) or a small Transformer (
 
 `folder` is a path, or a name under the folder RETRIEVAX_DATA. `negatives=1` adds to each query, at
 each step, one of the 30 documents that BM25 ranks highest and that are not judged relevant to it.
-Results of this config are in docs/own_data.md.
 """
 
 import ml_collections

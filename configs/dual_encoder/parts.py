@@ -93,7 +93,6 @@ def evaluation(analyzers: dict, k1: tuple, b: tuple, title_weight: tuple, plain:
         test_split="test",
         measures=("ndcg@10", "mrr@10", "recall@10", "recall@100"),
         dev_measures=("mrr@10", "ndcg@10"),
-        dev_depth=10,
         run_depth=100,
         tune_measure="mrr@10",
         fusion_weights=tuple(i / 10 for i in range(11)),

@@ -53,7 +53,9 @@ def find(folder: str) -> Path:
     candidates = [Path(folder).expanduser(), *([Path(data) / folder] if data else [])]
     found = next((path for path in candidates if folder and path.is_dir()), None)
     if found is None:
-        there = sorted(p.name for p in Path(data).iterdir() if (p / "qrels").is_dir()) if data else []
-        hint = f"RETRIEVAX_DATA has {', '.join(there)}" if there else "RETRIEVAX_DATA is not set"
-        raise DataError(f"data.folder: no folder {folder!r}; give a folder in BEIR layout ({hint})")
+        there = sorted(p.parent.name for p in Path(data).glob("*/qrels")) if data else []
+        hint = f"={data} has {', '.join(there) or 'none'}" if data else " is not set"
+        raise DataError(
+            f"data.folder: no folder {folder!r}; give a folder in BEIR layout (RETRIEVAX_DATA{hint})"
+        )
     return found

@@ -64,6 +64,11 @@ def test_listed_negatives(make_batch):
     np.testing.assert_array_equal(one["document_rows"], same["document_rows"][::-1])  # of the example alone
     assert not np.array_equal(one["document_rows"], other["document_rows"])
     np.testing.assert_array_equal(one["document_mask"].any(-1), one["document_rows"] >= 0)
+    few = np.array([[-1, 3, -1], [2, -1, -1], [-1, -1, -1]], np.int32)
+    few_batch = make_batch(negatives=few, negatives_per_query=2)(np.array([0, 2, 3]), 0)
+    np.testing.assert_array_equal(few_batch["document_rows"][:, 1:], [[3, -1], [2, -1], [-1, -1]])
+    with pytest.raises(ValueError, match="negatives_per_query is 4, but the table lists 3"):
+        make_batch(negatives=negatives, negatives_per_query=4)
     with pytest.raises(ValueError, match="negatives_per_query is 2, but no table"):
         make_batch(negatives_per_query=2)
 

@@ -115,7 +115,7 @@ def test_an_empty_folder_of_code_is_refused(tmp_path):
 def test_a_collection_is_found_by_name(beir, monkeypatch):
     monkeypatch.setenv("RETRIEVAX_DATA", str(beir.parent))
     assert beir_folder.find("collection") == beir
-    with pytest.raises(DataError, match=r"no folder 'colection'.*RETRIEVAX_DATA has collection"):
+    with pytest.raises(DataError, match=r"no folder 'colection'.*RETRIEVAX_DATA=.* has collection"):
         beir_folder.find("colection")
 
 

@@ -54,10 +54,12 @@ def test_ids_are_cut_and_in_range(text, length):
 
 
 @pytest.mark.parametrize("train", TRAINERS)
-@pytest.mark.parametrize("size", [20, 60, 300])
+@pytest.mark.parametrize("size", [8, 20, 60, 300])
 def test_the_vocabulary_is_never_larger_than_asked_for(train, size):
     texts = ["".join(chr(0x4E00 + i) for i in range(100)), "the quick brown fox jumps over the lazy dog"] * 3
     assert train(texts, vocab_size=size).vocab_size <= size
+    with pytest.raises(ValueError, match="vocab_size is 7; it must be at least 8"):
+        train(texts, vocab_size=7)
 
 
 @pytest.mark.parametrize("train", TRAINERS)

@@ -23,6 +23,7 @@ def get_config(argument=None):
 def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "toy.py").write_text(CONFIG)
+    (tmp_path / "configs" / "none.py").write_text("")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, main=None):
@@ -61,7 +62,11 @@ def test_an_argument_with_signs_in_its_path(run):
             ["--config.data.foldr=x"],
             "--config.data.foldr: the config has no field 'foldr'; did you mean 'folder'?",
         ),
-        (["--config=configs/toi.py"], "--config: no such file: configs/toi.py; did you mean configs/toy.py?"),
+        (["--config=configs/toi.py"], "--config: no such file: configs/toi.py; did you mean configs/toy.py"),
+        (["--config=configs/toy"], "--config: no such file: configs/toy; did you mean configs/toy.py"),
+        (["--config", "configs/toi.py"], "--config: no such file: configs/toi.py"),
+        (["--config=configs/none.py"], "--config: no get_config in: configs/none.py"),
+        (["--config.nope.deep=1"], "--config.nope.deep: the config has no field 'nope'"),
         (["--config.seed=abc"], "--config.seed=abc: invalid literal for int"),
         (["--kk=3"], "Unknown command line flag 'kk'"),
         (["--k=0"], "--k=0: 0 is not a positive integer"),
@@ -90,6 +95,13 @@ def test_expected_errors_are_one_line_and_others_are_not_hidden(run):
     assert run(main=raising(KeyboardInterrupt()))[1] == 130
     with pytest.raises(ZeroDivisionError):
         run(main=lambda: 1 / 0)
+
+
+def test_a_config_is_found_from_any_folder(run):
+    seen, status, _, err = run("--config=configs/dual_encoder/python_functions.py", "--config.seed=4")
+    assert (status, err) == (0, "")
+    assert (seen[0]["seed"], seen[0]["family"]) == (4, "experiments.contrastive.Experiment")
+    assert run("--config", "configs/toy.py", "--config.seed=5")[0][0]["seed"] == 5
 
 
 def test_help_shows_the_docstring_and_the_flags(run):

@@ -1,10 +1,12 @@
 """The programs end to end on a small folder of real code: train, resume, evaluate, search."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,14 @@ SMALL = [
 ]
 
 
+CACHE = tempfile.TemporaryDirectory()
+ENVIRONMENT = {**os.environ, "RETRIEVAX_CACHE": CACHE.name}
+
+
 def program(name, *arguments, stdin=""):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT,
     )  # fmt: skip
 
 

@@ -1,0 +1,101 @@
+"""The fields `batch` and `evaluation` of a retrieval experiment's config, checked where they enter."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval import measures
+from index import lexical
+from training.build import build, fill
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Attributes:
+    batch_size: queries of a step, over all processes and devices.
+    neighbors: consecutive examples that stay together, see corpora.batches.Order.
+    negatives_per_query: listed hard negatives of each query, drawn anew at each step.
+    negatives: who mines them, such as dual_encoder.negatives.bm25; None for none.
+    """
+
+    batch_size: int
+    neighbors: int = 1
+    negatives_per_query: int = 0
+    negatives: Callable[..., np.ndarray] | None = None
+
+    def __post_init__(self):
+        for field, least in (("batch_size", 1), ("neighbors", 1), ("negatives_per_query", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        if (self.negatives is not None) != bool(self.negatives_per_query):
+            raise ValueError(
+                f"negatives_per_query is {self.negatives_per_query} and negatives is "
+                f"{'not ' if self.negatives is None else ''}given; hard negatives need both"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bm25Grid:
+    """What BM25 is tuned over on dev: every `k1`, `b` and `title_weight` with every one of `analyzers`."""
+
+    k1: Sequence[float]
+    b: Sequence[float]
+    title_weight: Sequence[float]
+    analyzers: Mapping[str, Any]
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name):
+                raise ValueError(f"{field.name} is empty; at least one is needed")
+        for setting in self.settings():
+            lexical.check_settings(**setting._asdict())
+
+    def settings(self) -> list[lexical.Setting]:
+        return lexical.grid(self.k1, self.b, self.title_weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+    train_split, dev_split, test_split: names of splits of the collection.
+    measures: of the test set, see eval.measures.
+    dev_measures: of each evaluation during training.
+    tune_measure: what BM25's settings and the fusion's weight are chosen by, on dev.
+    fusion_weights: of the dual encoder, to choose from; 0 to 1.
+    run_depth: documents of a query that runs/*.trec keep.
+    bm25_plain: arguments of lexical.BM25.build for the untuned baseline.
+    bm25_grid: see `Bm25Grid`.
+    """
+
+    train_split: str
+    dev_split: str
+    test_split: str
+    measures: Sequence[str]
+    dev_measures: Sequence[str]
+    tune_measure: str
+    fusion_weights: Sequence[float]
+    run_depth: int
+    bm25_plain: Mapping[str, Any]
+    bm25_grid: Bm25Grid
+
+    def __post_init__(self):
+        for field in ("measures", "dev_measures", "fusion_weights"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty; at least one is needed")
+        for name in (*self.measures, *self.dev_measures, self.tune_measure):
+            measures.depth(name)
+        for weight in self.fusion_weights:
+            if not 0 <= weight <= 1:
+                raise ValueError(f"fusion_weights has {weight}; allowed: 0 to 1")
+        if self.run_depth < 1:
+            raise ValueError(f"run_depth is {self.run_depth}; it must be at least 1")
+
+
+def evaluation(spec: Mapping[str, Any], where: str) -> Evaluation:
+    """Returns the settings that a config's `evaluation` describes. Raises SpecError naming the field."""
+    fields = build(spec, where)
+    if isinstance(fields, Mapping) and "bm25_grid" in fields:
+        fields = {**fields, "bm25_grid": fill(Bm25Grid, fields["bm25_grid"], f"{where}.bm25_grid")}
+    return fill(Evaluation, fields, where)

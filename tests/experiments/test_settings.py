@@ -1,0 +1,63 @@
+"""Every field of a config that has a range is refused outside it, before anything is read or trained."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import UsageError
+from experiments.contrastive import Experiment
+from training.build import SpecError
+
+FILE = Path(__file__).parents[2] / "configs" / "dual_encoder" / "python_functions.py"
+
+
+def config():
+    spec = importlib.util.spec_from_file_location("python_functions_config", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("task.temperature", -1.0, "config.task: temperature is -1.0; it must be positive"),
+        ("optimizer.max_norm", 0.0, "config.optimizer: max_norm is 0.0; it must be positive"),
+        ("task.model.query.encoder.token_dropout", 2.0, "query.encoder: token_dropout is 2.0; allowed"),
+        ("schedule.total_steps", 0, "config.schedule: total_steps is 0; it must be at least 1"),
+        ("schedule.best_measure", "dev/foo", "best_measure is 'dev/foo'; allowed: dev/mrr@10, dev/ndcg@10"),
+        ("batch.batch_size", 0, "config.batch: batch_size is 0; it must be at least 1"),
+        ("batch.neighbours", 4, "config.batch.neighbours: .* did you mean neighbors"),
+        ("batch.negatives_per_query", 1, "config.batch: negatives_per_query is 1 and negatives is not given"),
+        ("text.query_length", 0, "config.text: query_length is 0; it must be at least 1"),
+        ("evaluation.measures", ("ndgc@10",), "config.evaluation: measure 'ndgc@10' is unknown"),
+        (
+            "evaluation.fusion_weights",
+            (0.5, 1.5),
+            "evaluation: fusion_weights has 1.5; allowed: 0 to 1",
+        ),
+        ("evaluation.run_depth", 0, "config.evaluation: run_depth is 0"),
+        ("evaluation.bm25_grid.b", (1.5,), "config.evaluation.bm25_grid: b is 1.5; allowed: 0 to 1"),
+        ("evaluation.bm25_grid.k1", (), "config.evaluation.bm25_grid: k1 is empty"),
+        ("evaluation.bm25_plain.analyzer.stemmer", "snow", "config.evaluation.*: stemmer is 'snow'; allowed"),
+        ("data.root", "/nowhere", "data.root: no such file or folder: '/nowhere'"),
+    ],
+)
+def test_a_bad_value_names_field_value_and_what_is_allowed(tmp_path, field, value, message):
+    changed = config()
+    *path, last = field.split(".")
+    node = changed
+    for key in path:
+        node = node[key]
+    node[last] = value
+    with pytest.raises((SpecError, UsageError, ValueError), match=message):
+        Experiment(changed, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_incomplete_optimizer_is_refused(tmp_path):
+    changed = config()
+    changed["optimizer"] = {"name": "optax.adamw"}
+    with pytest.raises(UsageError, match=r"config.optimizer is no optax transformation"):
+        Experiment(changed, tmp_path)
