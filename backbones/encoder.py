@@ -22,7 +22,7 @@ config nests their specs:
         dtype="bfloat16",
     )
 
-Dimensions: B batch, P prefix length, L length, D model width, H heads, M length of keys, N number of layers.
+Dimensions: B batch, P prefix length, L length, D model width, H heads, M length of keys, Y number of layers.
 """
 
 from collections.abc import Callable, Mapping
@@ -118,11 +118,11 @@ class TransformerEncoder(nn.Module):
             unroll=self.unroll,
         )
         state = (x_BLD, self.block.initial_carry(x_BLD, context))
-        (x_BLD, _), (layers_NBLD, aux) = layers(self.block, state, None)
+        (x_BLD, _), (layers_YBLD, aux) = layers(self.block, state, None)
         # A copy: an instance given to the block as well would be one module, with one scale for both.
         final_norm = self.norm.clone(parent=self, name="final_norm")
         last_BLD = jnp.where(context.valid[:, :, None], final_norm(x_BLD), 0)
-        return Encoded(last=last_BLD, mask=context.valid, layers=layers_NBLD, aux=aux)
+        return Encoded(last=last_BLD, mask=context.valid, layers=layers_YBLD, aux=aux)
 
 
 def prepend(context: Context, length: int) -> Context:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,9 +118,14 @@ def load(builder_class: type[TablesBuilder], **options) -> Dataset:
     cache = cache_folder() / "data"
     fingerprint = builder_class(config="documents", data_dir=cache, **options).fingerprint()
     folder = cache / fingerprint[:16]
-    if not (folder / _META).exists():  # written last, so a cut-off preparation is done again
-        builders = {table: builder_class(config=table, data_dir=folder, **options) for table in FEATURES}
-        _prepare(builders, folder, fingerprint)
+    if not (folder / _META).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Prepared beside and then renamed: what is there is whole, and two processes do not meet.
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=cache) as made:
+            builders = {table: builder_class(config=table, data_dir=made, **options) for table in FEATURES}
+            _prepare(builders, Path(made), fingerprint)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(made).rename(folder)
     return open_prepared(folder)
 
 
@@ -158,7 +164,7 @@ def open_prepared(folder: Path) -> Dataset:
 
 def _prepare(builders: dict[str, TablesBuilder], folder: Path, fingerprint: str) -> None:
     name = builders["documents"].name
-    print(f"preparing {name} in {folder}", file=sys.stderr, flush=True)
+    print(f"preparing {name} in {folder.parent}", file=sys.stderr, flush=True)
     tables = builders["documents"].tables()
     if not tables.documents:
         raise DataError(f"{name}: the corpus is empty")
@@ -178,6 +184,4 @@ def _prepare(builders: dict[str, TablesBuilder], folder: Path, fingerprint: str)
         "splits": [split for split, rows in tables.qrels.items() if rows],
         "counts": tables.counts,
     }
-    partial = (folder / _META).with_suffix(".partial")
-    partial.write_text(json.dumps(meta, indent=1))
-    partial.replace(folder / _META)
+    (folder / _META).write_text(json.dumps(meta, indent=1))

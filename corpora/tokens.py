@@ -38,20 +38,16 @@ class TokenTable:
     def rectangle(self, rows_B: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """Returns `tokens`, `mask` and `segments`, each int32 [B, length]; a row of -1 is all padding."""
         rows_B = np.asarray(rows_B)
+        starts_B, ends_B = np.zeros(len(rows_B), np.int64), np.zeros(len(rows_B), np.int64)
         present_B = rows_B >= 0
-        rows_B = np.where(present_B, rows_B, 0)
-        starts_B = self.offsets[rows_B]
-        lengths_B = np.where(present_B, self.offsets[rows_B + 1] - starts_B, 0)
-        positions_L = np.arange(length)
-        mask_BL = positions_L < lengths_B[:, None]
-        where_BL = np.where(mask_BL, starts_B[:, None] + positions_L, 0)
-        if not len(self.tokens):
-            where_BL, mask_BL = where_BL[:, :0], mask_BL  # nothing to read
-            tokens_BL = np.full(mask_BL.shape, self.pad_id, np.int32)
-            segments_BL = np.zeros(mask_BL.shape, np.int32)
-        else:
-            tokens_BL = np.where(mask_BL, self.tokens[where_BL], self.pad_id).astype(np.int32)
-            segments_BL = np.where(mask_BL, self.segments[where_BL], TEXT).astype(np.int32)
+        starts_B[present_B] = self.offsets[rows_B[present_B]]
+        ends_B[present_B] = self.offsets[rows_B[present_B] + 1]
+        where_BL = starts_B[:, None] + np.arange(length)
+        mask_BL = where_BL < ends_B[:, None]
+        tokens_BL = np.full(mask_BL.shape, self.pad_id, np.int32)
+        segments_BL = np.full(mask_BL.shape, TEXT, np.int32)
+        tokens_BL[mask_BL] = self.tokens[where_BL[mask_BL]]
+        segments_BL[mask_BL] = self.segments[where_BL[mask_BL]]
         return {"tokens": tokens_BL, "mask": mask_BL.astype(np.int32), "segments": segments_BL}
 
 

@@ -79,7 +79,7 @@ def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
     """
     params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), SMALLEST_BATCH))
     params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
-    checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
+    checkpoints = Checkpoints(Path(run_dir) / "checkpoints", read_only=True)
     try:
         step, params, _ = checkpoints.restore_best(params, state)
     finally:

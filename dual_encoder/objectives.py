@@ -10,6 +10,7 @@ in-batch negatives come from the whole batch whatever the number of devices.
 Letters: B queries, N documents, D width.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -38,7 +39,11 @@ def info_nce(
       temperature: t, positive.
 
     Returns:
-      the loss, and `accuracy`: the share of queries whose own document scores highest.
+      the loss, and `accuracy`: the share of queries whose own document scores above all others; a tie
+      is no hit, so that vectors that are all the same do not look perfect.
+
+    Raises:
+      AssertionError: shapes that do not fit (chex).
 
     Relations: `symmetric_info_nce` adds the direction from documents to queries.
 
@@ -47,6 +52,7 @@ def info_nce(
     >>> print(f"{loss:.4f} {metrics['accuracy']:.1f}")  # log(1 + exp(-1))
     0.3133 1.0
     """
+    _check_shapes(query_vectors, document_vectors, labels, where)
     scores_BN = query_vectors @ document_vectors.T / temperature
     loss_B, correct_B = _cross_entropy(scores_BN, labels, where)
     return loss_B.mean(), {"accuracy": correct_B.mean()}
@@ -68,6 +74,7 @@ def symmetric_info_nce(
 
     Arguments and results are those of `info_nce`.
     """
+    _check_shapes(query_vectors, document_vectors, labels, where)
     scores_BN = query_vectors @ document_vectors.T / temperature
     forward_B, correct_B = _cross_entropy(scores_BN, labels, where)
     backward_B, _ = _cross_entropy(scores_BN[:, labels].T, jnp.arange(labels.shape[0]), where[:, labels].T)
@@ -87,8 +94,16 @@ def candidates(positives_BP: jax.Array, document_rows_N: jax.Array, labels_B: ja
     return own_BN | (~relevant_BN & (document_rows_N >= 0)[None, :])
 
 
+def _check_shapes(query_BD, document_ND, labels_B, where_BN) -> None:
+    chex.assert_rank([query_BD, document_ND], 2)
+    chex.assert_equal_shape_suffix([query_BD, document_ND], 1)
+    chex.assert_shape(labels_B, (query_BD.shape[0],))
+    chex.assert_shape(where_BN, (query_BD.shape[0], document_ND.shape[0]))
+
+
 def _cross_entropy(scores_BN: jax.Array, labels_B: jax.Array, where_BN: jax.Array):
     scores_BN = jnp.where(where_BN, scores_BN, -jnp.inf)
     own_B = jnp.take_along_axis(scores_BN, labels_B[:, None], axis=1)[:, 0]
     loss_B = jax.nn.logsumexp(scores_BN, axis=1) - own_B
-    return loss_B, (own_B >= scores_BN.max(axis=1)).astype(jnp.float32)
+    others_BN = jnp.where(labels_B[:, None] == jnp.arange(scores_BN.shape[1])[None, :], -jnp.inf, scores_BN)
+    return loss_B, (own_B > others_BN.max(axis=1)).astype(jnp.float32)

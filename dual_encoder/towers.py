@@ -28,8 +28,17 @@ class Tower(nn.Module):
     normalize: bool = True
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
-        """Returns float32 [B, D] for a batch of `tokens`, `mask` and `segments` [B, L]."""
-        x_BD = self.pooler(self.encoder(batch, train=train))
+        """Returns float32 [B, D] for a batch of `tokens`, `mask` and `segments` [B, L].
+
+        Raises:
+          ValueError: the encoder's feed-forward layers return sums, which would be lost here.
+        """
+        encoded = self.encoder(batch, train=train)
+        if encoded.aux:
+            raise ValueError(
+                f"the encoder returns sums ({', '.join(encoded.aux)}) that a tower has no loss for"
+            )
+        x_BD = self.pooler(encoded)
         if self.head is not None:
             x_BD = self.head(x_BD)
         x_BD = x_BD.astype(jnp.float32)
@@ -86,4 +95,6 @@ def shared_embedding(query: Tower, document: Tower) -> DualEncoder:
 def l2_normalize(x_BD: jax.Array) -> jax.Array:
     """Scales vectors to length 1; the zero vector stays zero, with a gradient of zero."""
     squares_B1 = jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True)
-    return x_BD * jax.lax.rsqrt(jnp.maximum(squares_B1, 1e-24))
+    nonzero_B1 = squares_B1 > 1e-24
+    # The inner `where` keeps the gradient of what is not chosen finite.
+    return jnp.where(nonzero_B1, x_BD * jax.lax.rsqrt(jnp.where(nonzero_B1, squares_B1, 1.0)), 0.0)

@@ -60,6 +60,8 @@ class Experiment:
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
         if not isinstance(self._optimizer, optax.GradientTransformation):
             raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
+        if config["seed"] < 0:
+            raise UsageError(f"config.seed is {config['seed']}; it must be at least 0")
         measured = [f"dev/{name}" for name in self.evaluation.dev_measures]
         if self._schedule.best_measure not in measured:
             raise UsageError(

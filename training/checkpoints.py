@@ -24,13 +24,16 @@ class Checkpoints:
     Args:
       folder: the run's `checkpoints` folder.
       keep: how many of the latest states to keep.
+      read_only: whether nothing is made or cleaned up, as whoever reads beside a training must ask for.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    def __init__(self, folder: str | Path, *, keep: int = 2, read_only: bool = False):
         folder = Path(folder).absolute()
         self._best_file = folder / "best.json"
-        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep))
-        self._best = ocp.CheckpointManager(folder / "best", options=_options(None))
+        if read_only and not self._best_file.exists():
+            raise CheckpointError(f"no best checkpoint in {folder}")
+        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep, read_only))
+        self._best = ocp.CheckpointManager(folder / "best", options=_options(None, read_only))
 
     def save(self, state: TrainState) -> None:
         """Saves the state to resume from, named by its step."""
@@ -90,7 +93,9 @@ def _weights(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "state": state.state}
 
 
-def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
+def _options(keep: int | None, read_only: bool) -> ocp.CheckpointManagerOptions:
+    if read_only:
+        return ocp.CheckpointManagerOptions(read_only=True, create=False)
     return ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, cleanup_tmp_directories=True)
 
 

@@ -1,6 +1,7 @@
 """The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -106,18 +107,19 @@ def train(
                 if not last:  # made while the device is busy
                     batch = meshes.shard_batch(next(stream), mesh)
                 evaluate = last or step % schedule.eval_every == 0
-                save = last or step % schedule.save_every == 0 or stop.signum is not None
-                if not (evaluate or save or step % schedule.log_every == 0):
+                save = last or step % schedule.save_every == 0
+                if not (evaluate or save or step % schedule.log_every == 0 or stop.signum is not None):
                     continue
                 _check_finite(bad_step, describe_batch, checkpoints)
                 log.write(step)
                 if evaluate:
                     _keep_best(checkpoints, state, _evaluate(evaluators, state, log), schedule.best_measure)
-                if save:
+                stopped_by = stop.signum  # read once: a signal may come at any moment
+                if save or stopped_by is not None:
                     checkpoints.save(state)
                 log.restart_clock()
-                if stop.signum is not None and not last:
-                    raise Interrupted(stop.signum, step)
+                if stopped_by is not None:
+                    raise Interrupted(stopped_by, step)
     finally:
         checkpoints.close()
     return state
@@ -160,7 +162,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable:
         (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # The update too: an infinite learning rate makes one of a finite gradient.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
         number = state.step + 1
         bad_step = jnp.where((bad_step < 0) & ~finite, number, bad_step)
         new_state = TrainState(number, optax.apply_updates(state.params, updates), task_state, opt_state)
@@ -184,5 +187,7 @@ def _keep_best(checkpoints: Checkpoints, state: TrainState, measured: dict[str, 
             f"best_measure is {measure!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
         )
     best = checkpoints.best_value()
+    if not math.isfinite(measured[measure]):
+        return
     if best is None or measured[measure] > best:
         checkpoints.save_best(state, measured[measure])

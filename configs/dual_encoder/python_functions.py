@@ -4,10 +4,19 @@
     python -m experiments.train --workdir=runs/mine \
         --config=configs/dual_encoder/python_functions.py:root=$HOME/my_project
 
-The task is CodeSearchNet's (Husain et al., 2019), on Python code that is already installed. What each
-ingredient is worth, MRR@10 on dev, dual encoder alone / fused with the tuned BM25 (0.451):
+The task is CodeSearchNet's (Husain et al., 2019), on Python code that is already installed. On two
+cores of an AMD EPYC it trains in 80 s and takes 3 minutes in all; test MRR@10, 1,997 queries: 0.491, and
+0.539 fused with BM25, which has 0.469 by itself when it is tuned and 0.322 when it is not.
 
-FIGURES
+What each ingredient is worth, by the dual encoder's MRR@10 on dev at the last step (one seed each;
+another seed moves it by up to 0.006):
+
+    this config                                                                              0.487
+    --config.task.model.document.encoder.segment_weights="(1.0,1.0,1.0)"                     0.432
+    --config.text.lead_length=0                                                              0.468
+    --config.text.document_length=224                                                        0.483
+    --config.batch.neighbors=1                                                               0.484
+    without training (step 0)                                                                0.332
 """
 
 import ml_collections

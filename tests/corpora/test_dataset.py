@@ -1,7 +1,9 @@
 """corpora.dataset with both builders: what is prepared, and that nothing stale is served."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
@@ -10,6 +12,7 @@ from corpora import dataset
 from corpora.sources import beir_folder, python_functions
 from corpora.tables import DataError, Document
 
+ROOT = Path(__file__).parents[2]
 CODE = '''
 def first(a, b):
     """Adds two numbers together."""
@@ -96,10 +99,25 @@ def test_prepared_once_and_never_stale(beir, cache):
     assert dataset.open_prepared(first.folder).queries == {"q1": "what?"}
 
 
-def test_a_preparation_that_was_cut_off_is_done_again(beir):
-    first = beir_folder.load(folder=str(beir))
-    (first.folder / "meta.json").unlink()
+def test_a_preparation_that_fails_leaves_nothing_behind(beir, cache, monkeypatch):
+    def fail(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(beir_folder.BeirFolder, "tables", fail)
+        with pytest.raises(KeyboardInterrupt):
+            beir_folder.load(folder=str(beir))
+    assert list((cache / "data").iterdir()) == []
     assert list(beir_folder.load(folder=str(beir)).queries) == ["q1"]
+
+
+def test_two_processes_may_prepare_the_same(beir):
+    code = f"from corpora.sources import beir_folder; print(beir_folder.load(folder={str(beir)!r}).doc_ids)"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0] for process in both] == ["['d é', 'd2']\n"] * 2
 
 
 def test_an_empty_folder_of_code_is_refused(tmp_path):

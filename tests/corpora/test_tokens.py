@@ -76,6 +76,8 @@ def test_no_tokens_at_all(words):
     table = tokens.tokenize(words, [("", ""), ("", "")], max_length=4, special_tokens=False)
     got = table.rectangle(np.array([1, 0]), 3)
     np.testing.assert_array_equal(got["mask"], np.zeros((2, 3)))
+    empty = tokens.tokenize(words, [], max_length=4, special_tokens=False)
+    np.testing.assert_array_equal(empty.rectangle(np.array([-1]), 2)["mask"], [[0, 0]])
     assert len(tokens.tokenize(words, [], max_length=4, special_tokens=False)) == 0
 
 

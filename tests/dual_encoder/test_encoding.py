@@ -81,7 +81,7 @@ def test_a_batch_of_nothing_is_refused(task):
 
 
 def test_best_parameters_come_back(task, params, tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint in"):
+    with pytest.raises(CheckpointError, match="no best checkpoint in"):
         best_params(tmp_path, task)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_best(TrainState(np.int32(7), params, {}, ()), 0.5)

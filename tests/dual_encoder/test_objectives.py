@@ -18,7 +18,7 @@ def slow_info_nce(q, d, labels, where, temperature):
     for i, y in enumerate(labels):
         scores = {n: np.dot(q[i], d[n]) / temperature for n in range(len(d)) if where[i, n]}
         losses.append(np.log(sum(np.exp(s) for s in scores.values())) - scores[y])
-        correct.append(scores[y] >= max(scores.values()))
+        correct.append(all(scores[y] > s for n, s in scores.items() if n != y))
     return np.mean(losses), np.mean(correct)
 
 
@@ -92,3 +92,17 @@ def test_the_same_document_twice_is_masked_as_a_negative():
 
 def test_examples_in_docstrings():
     assert doctest.testmod(objectives).failed == 0
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    q, d, labels, where = example()
+    with pytest.raises(AssertionError):
+        info_nce(q, d[:, :3], labels=labels, where=where, temperature=1.0)
+    with pytest.raises(AssertionError):
+        info_nce(q, d, labels=labels, where=where.T, temperature=1.0)
+
+
+def test_vectors_that_are_all_the_same_are_not_accurate():
+    same = jnp.ones((4, 3))
+    _, metrics = info_nce(same, same, labels=jnp.arange(4), where=jnp.ones((4, 4), bool), temperature=1.0)
+    assert float(metrics["accuracy"]) == 0.0

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dual_encoder import towers
+from backbones.encoded import Encoded
+from dual_encoder import poolers, towers
 from training.build import build
 
 
@@ -90,3 +91,22 @@ def test_a_text_without_tokens_has_finite_vector_and_gradient():
     np.testing.assert_array_equal(model.apply(params, batch), 0.0)
     grads = jax.grad(lambda p: jnp.square(model.apply(p, batch) - 1).sum())(params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_sums_that_no_loss_takes_are_not_lost_in_silence():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, batch, *, train=False):
+            return Encoded(jnp.ones((3, 1, 2)), jnp.ones((3, 1), bool), aux={"expert_counts": jnp.ones(4)})
+
+    tower = towers.Tower(Counting(), poolers.mean)
+    with pytest.raises(ValueError, match=r"sums \(expert_counts\)"):
+        tower.init(jax.random.key(0), texts(0))
+
+
+def test_normalizing_zero_has_a_gradient_of_zero():
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    np.testing.assert_allclose(towers.l2_normalize(x), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    grad = jax.grad(lambda x: (towers.l2_normalize(x) * jnp.array([[1.0, 2.0]])).sum())(x)
+    # Of (a, b) / |(a, b)| against (1, 2): (1 - 0.6 * 2.2) / 5, (2 - 0.8 * 2.2) / 5.
+    np.testing.assert_allclose(grad, [[0, 0], [-0.064, 0.048]], atol=1e-6)

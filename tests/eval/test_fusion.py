@@ -1,6 +1,4 @@
 import math
-import random
-import time
 
 import numpy as np
 import pytest
@@ -146,15 +144,3 @@ def test_tune_weight_by_hand():
 def test_tune_weight_needs_weights():
     with pytest.raises(ValueError, match="weights is empty"):
         fusion.tune_weight(FIRST, SECOND, {"q": {"a": 1}}, "mrr", [])
-
-
-def test_speed():
-    # 2,500 queries of 1,000 documents should take a few seconds; a tenth of them well under one.
-    rng = random.Random(0)
-    runs = [
-        {f"q{i}": {f"d{rng.randrange(20_000)}": rng.random() for _ in range(1000)} for i in range(250)}
-        for _ in range(2)
-    ]
-    start = time.process_time()
-    fusion.interpolate(*runs, 0.5)
-    assert time.process_time() - start < 1.5

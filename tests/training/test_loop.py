@@ -160,3 +160,33 @@ def test_metrics_are_json_without_nan(tmp_path):
     writer.write(1, {"loss": float("nan")})
     writer.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
+
+
+@pytest.mark.parametrize("at", [5, 20])
+def test_a_signal_during_an_evaluation_is_saved_too(tmp_path, at):
+    def evaluator(state):
+        if int(state.step) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield "dev/measure", 0.5
+
+    schedule = loop.Schedule(20, log_every=5, eval_every=5, save_every=10)
+    with pytest.raises(Interrupted) as stop:
+        loop.train(Regression(), optax.adam(0.1), batches, schedule, tmp_path, evaluators=[evaluator])
+    assert stop.value.step == at
+    assert Checkpoints(tmp_path / "checkpoints").latest_step() == at
+
+
+def test_an_update_that_is_not_finite_is_never_saved(tmp_path):
+    optimizer = optax.sgd(lambda step: jnp.where(step == 9, jnp.inf, 0.01))
+    schedule = loop.Schedule(20, log_every=5, eval_every=10, save_every=5)
+    with pytest.raises(loop.NonFiniteLoss, match=r"step 10 .* checkpoint is step 5"):
+        loop.train(Regression(), optimizer, batches, schedule, tmp_path)
+
+
+def test_a_measure_that_is_no_number_is_never_the_best(tmp_path):
+    run(
+        tmp_path,
+        evaluators=[lambda state: [("dev/measure", float("nan"))]],
+        schedule={"best_measure": "dev/measure"},
+    )
+    assert Checkpoints(tmp_path / "checkpoints").best_value() is None
