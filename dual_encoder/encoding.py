@@ -15,7 +15,7 @@ from corpora.tokens import TokenTable
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from dual_encoder.towers import DualEncoder
 from training import mesh as meshes
-from training.checkpoints import Checkpoints
+from training.checkpoints import read_best
 from training.progress import Progress
 
 _SHORTEST = 16
@@ -79,11 +79,7 @@ def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
     """
     params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), SMALLEST_BATCH))
     params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
-    checkpoints = Checkpoints(Path(run_dir) / "checkpoints", read_only=True)
-    try:
-        step, params, _ = checkpoints.restore_best(params, state)
-    finally:
-        checkpoints.close()
+    step, params, _ = read_best(Path(run_dir) / "checkpoints", params, state)
     return step, jax.device_get(params["model"])
 
 

@@ -77,6 +77,13 @@ class Experiment:
                 f"config.batch.neighbors is {self._batch.neighbors}; there are only "
                 f"{len(self.pairs.query_rows)} training pairs"
             )
+        pairs = len(self.pairs.query_rows)
+        if self._batch.batch_size > pairs:
+            print(
+                f"config.batch.batch_size, {self._batch.batch_size:,}, is above the {pairs:,} "
+                "training pairs: examples repeat within a batch, and count as no negatives of each other",
+                flush=True,
+            )
         self.encoder = Encoder(self.task.model)
 
     @functools.cached_property

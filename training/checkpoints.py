@@ -13,6 +13,9 @@ import orbax.checkpoint as ocp
 
 from training.task import TrainState
 
+_RECORD = "best.json"
+_UNREADABLE = (ValueError, KeyError, OSError)
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing or cannot be read; the message names it."""
@@ -24,16 +27,13 @@ class Checkpoints:
     Args:
       folder: the run's `checkpoints` folder.
       keep: how many of the latest states to keep.
-      read_only: whether nothing is made or cleaned up, as whoever reads beside a training must ask for.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder: str | Path, *, keep: int = 2):
         folder = Path(folder).absolute()
-        self._best_file = folder / "best.json"
-        if read_only and not self._best_file.exists():
-            raise CheckpointError(f"no best checkpoint in {folder}")
-        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep, read_only))
-        self._best = ocp.CheckpointManager(folder / "best", options=_options(None, read_only))
+        self._best_file = folder / _RECORD
+        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep))
+        self._best = ocp.CheckpointManager(folder / "best", options=_options(None))
 
     def save(self, state: TrainState) -> None:
         """Saves the state to resume from, named by its step."""
@@ -48,7 +48,15 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, or it does not fit `like`.
         """
-        return _restore(self._latest, self._latest.latest_step(), like)
+        step = self._latest.latest_step()
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {self._latest.directory}")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return self._latest.restore(step, args=ocp.args.StandardRestore(target))
+        except _UNREADABLE as error:
+            path = self._latest.directory / str(step)
+            raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
 
     def save_best(self, state: TrainState, value: float) -> None:
         """Saves parameters and Task state as the best so far, with the measure's value."""
@@ -69,17 +77,6 @@ class Checkpoints:
         record = self._best_record()
         return None if record is None else record["value"]
 
-    def restore_best(self, params: Any, state: Any) -> tuple[int, Any, Any]:
-        """Returns (step, params, state) of the best evaluation, shaped as the arguments.
-
-        Raises:
-          CheckpointError: there is none, or it does not fit.
-        """
-        record = self._best_record()
-        step = None if record is None else record["step"]
-        weights = _restore(self._best, step, {"params": params, "state": state})
-        return step, weights["params"], weights["state"]
-
     def _best_record(self) -> dict[str, Any] | None:
         return json.loads(self._best_file.read_text()) if self._best_file.exists() else None
 
@@ -89,21 +86,35 @@ class Checkpoints:
             manager.close()
 
 
+def read_best(folder: str | Path, params: Any, state: Any) -> tuple[int, Any, Any]:
+    """Returns (step, params, state) of the best evaluation, shaped as the arguments.
+
+    Only reads, so that a run may be looked at while it trains.
+
+    Args:
+      folder: the run's `checkpoints` folder.
+      params, state: arrays of the shapes and dtypes to restore.
+
+    Raises:
+      CheckpointError: there is none, or it does not fit.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / _RECORD).exists():
+        raise CheckpointError(f"no best checkpoint in {folder}")
+    step = json.loads((folder / _RECORD).read_text())["step"]
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": params, "state": state})
+    path = folder / "best" / str(step) / "default"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            weights = checkpointer.restore(path, target)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
+    return step, weights["params"], weights["state"]
+
+
 def _weights(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "state": state.state}
 
 
-def _options(keep: int | None, read_only: bool) -> ocp.CheckpointManagerOptions:
-    if read_only:
-        return ocp.CheckpointManagerOptions(read_only=True, create=False)
+def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, cleanup_tmp_directories=True)
-
-
-def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
-    if step is None:
-        raise CheckpointError(f"no checkpoint in {manager.directory}")
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-        return manager.restore(step, args=ocp.args.StandardRestore(target))
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"checkpoint {manager.directory}/{step} cannot be restored: {error}") from error

@@ -56,6 +56,8 @@ def contrastive(model: dict) -> dict:
 
 def adam(peak: float, steps: int, weight_decay: float = 0.0) -> dict:
     """AdamW, clipped, warmed up over the first twentieth and then down a cosine to zero."""
+    if steps < 2:
+        raise ValueError(f"config argument steps={steps}; it must be at least 2")
     return dict(
         name="training.optimizers.clipped",
         max_norm=1.0,

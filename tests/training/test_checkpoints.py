@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training.checkpoints import CheckpointError, Checkpoints
+from training.checkpoints import CheckpointError, Checkpoints, read_best
 from training.task import TrainState
 
 
@@ -35,7 +35,7 @@ def test_the_best_is_replaced_by_a_better_one(tmp_path):
     assert checkpoints.best_value() is None
     checkpoints.save_best(state(4, 4.0), 0.2)
     checkpoints.save_best(state(8, 8.0), 0.3)
-    step, params, task_state = checkpoints.restore_best(LIKE.params, LIKE.state)
+    step, params, task_state = read_best(tmp_path, LIKE.params, LIKE.state)
     assert (step, checkpoints.best_value(), int(task_state["seen"])) == (8, 0.3, 8)
     np.testing.assert_array_equal(params["w"], [8.0] * 3)
     checkpoints.close()
@@ -50,7 +50,7 @@ def test_killed_before_the_best_was_recorded_the_run_goes_on(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.best_value() is None
     checkpoints.save_best(state(8, 8.5), 0.4)  # the resumed run comes to the same step again
-    step, params, _ = checkpoints.restore_best(LIKE.params, LIKE.state)
+    step, params, _ = read_best(tmp_path, LIKE.params, LIKE.state)
     assert (step, json.loads((tmp_path / "best.json").read_text())["value"]) == (8, 0.4)
     np.testing.assert_array_equal(params["w"], [8.5] * 3)
 

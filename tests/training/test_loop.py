@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from training import loop, metrics
-from training.checkpoints import Checkpoints
+from training.checkpoints import Checkpoints, read_best
 from training.interrupts import Interrupted
 from training.mesh import data_mesh
 
@@ -134,7 +134,9 @@ def test_the_best_evaluation_is_kept(tmp_path):
 
     run(tmp_path, total=30, evaluators=[evaluator], schedule={"best_measure": "dev/measure"})
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    step, params, state = checkpoints.restore_best({"w": jnp.zeros(3)}, {"seen": jnp.zeros((), jnp.int32)})
+    step, params, state = read_best(
+        tmp_path / "checkpoints", {"w": jnp.zeros(3)}, {"seen": jnp.zeros((), jnp.int32)}
+    )
     assert (step, checkpoints.best_value(), int(state["seen"])) == (20, 0.9, 20)
     np.testing.assert_array_equal(params["w"], seen[2])
     assert [row["dev/measure"] for row in metrics.read(tmp_path) if "dev/measure" in row] == [
