@@ -9,7 +9,7 @@ cores of an AMD EPYC: 69 s of training, 3 to 4 minutes in all; test MRR@10, 1,99
 0.539 fused with BM25, which has 0.469 by itself when it is tuned and 0.322 when it is not.
 
 What each ingredient is worth, by the dual encoder's MRR@10 on dev at the last step (one seed each;
-another seed moves it by up to 0.006):
+two seeds of an earlier form of it differed by 0.006):
 
     this config                                                                              0.487
     --config.task.model.document.encoder.segment_weights="(1.0,1.0,1.0)"                     0.432
