@@ -22,7 +22,10 @@ def test_positives_are_dropped_and_the_rest_keeps_its_order():
 
 
 def test_mined_negatives_are_ranked_by_bm25_and_hold_no_positive():
-    dataset = SimpleNamespace(documents=DOCUMENTS, queries={"q0": "red cat", "q1": "purple"})
+    dataset = SimpleNamespace(
+        titles_and_texts=lambda: ([d.title for d in DOCUMENTS], [d.text for d in DOCUMENTS]),
+        queries={"q0": "red cat", "q1": "purple"},
+    )
     pairs = Pairs(np.array([0, 1]), np.array([0, 5]), np.array([[0, 4], [5, -1]]), ["q0", "q1"])
     mined = negatives.bm25(dataset, pairs, count=3)
     np.testing.assert_array_equal(mined, [[1, 2, -1], [-1, -1, -1]])
