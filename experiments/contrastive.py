@@ -72,12 +72,11 @@ class Experiment:
         print(self.dataset.summary(), flush=True)
         for split in (self.evaluation.train_split, self.evaluation.dev_split, self.evaluation.test_split):
             self.dataset.split(split)
-        if self._batch.neighbors > len(self.pairs.query_rows):
-            raise UsageError(
-                f"config.batch.neighbors is {self._batch.neighbors}; there are only "
-                f"{len(self.pairs.query_rows)} training pairs"
-            )
         pairs = len(self.pairs.query_rows)
+        if self._batch.neighbors > pairs:
+            raise UsageError(
+                f"config.batch.neighbors is {self._batch.neighbors}; there are only {pairs} training pairs"
+            )
         if self._batch.batch_size > pairs:
             print(
                 f"config.batch.batch_size, {self._batch.batch_size:,}, is above the {pairs:,} "
