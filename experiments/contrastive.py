@@ -129,7 +129,8 @@ class Experiment:
         )
         order = batches.Order(len(self.pairs.query_rows), self.config["seed"], self._batch.neighbors)
 
-        def stream(first_step: int) -> Iterator[Mapping[str, np.ndarray]]:
+        def stream(first_step: int, tables: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+            del tables
             return batches.stream(
                 make_batch,
                 order,
@@ -168,7 +169,7 @@ class Experiment:
         query_tokens = self.query_tokens(list(qrels))
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
-            params = state.params["model"]
+            params = state.eval_params["model"]
             vectors_ND = self.encoder.documents(params, self.document_tokens, self.text.document_length)
             index = exact.build(vectors_ND)
             run = self.search(index, params, list(qrels), query_tokens, depth)

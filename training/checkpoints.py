@@ -1,10 +1,21 @@
 """Checkpoints of a run: the latest states to resume from, and the best parameters by a dev measure.
 
-checkpoints/latest/<step>/    the whole TrainState, the newest `keep` of them
-checkpoints/best/<step>/      parameters and Task state of the best evaluation so far
+checkpoints/latest/<step>/    the whole TrainState and the position of the run, the newest `keep` of them
+checkpoints/best/<step>/      the parameters that are evaluated, and the Task's state, of the best evaluation
+checkpoints/best.json         its step and value
+
+A checkpoint appears under its name whole or not at all, with the digests of its files (digests.json), so
+that damage is noticed before anything is read from it.
 """
 
+import hashlib
 import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +24,17 @@ import orbax.checkpoint as ocp
 
 from training.task import TrainState
 
+LATEST, BEST = "latest", "best"
 _RECORD = "best.json"
-_UNREADABLE = (ValueError, KeyError, OSError)
+_DIGESTS, _POSITION = "digests.json", "position.json"
+_DAMAGED = ".damaged"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_METADATA = "_CHECKPOINT_METADATA"
+_WRITTEN_LATER = ("commit_success.txt", _METADATA)  # by orbax, after the digests
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing or cannot be read; the message names it."""
+    """A checkpoint is missing, damaged or cannot be written; the message names it."""
 
 
 class Checkpoints:
@@ -30,60 +46,173 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
-        folder = Path(folder).absolute()
-        self._best_file = folder / _RECORD
-        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(keep))
-        self._best = ocp.CheckpointManager(folder / "best", options=_options(None))
+        self._folder = Path(folder).absolute()
+        self._keep = keep
+        self._writing: Path | None = None
+        self._position: Mapping[str, Any] | None = None
+        _quiet_orbax()
+        for kind in (LATEST, BEST):
+            (self._folder / kind).mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()  # left by a run that was killed
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+        )
 
-    def save(self, state: TrainState) -> None:
-        """Saves the state to resume from, named by its step."""
-        self._latest.save(int(state.step), args=ocp.args.StandardSave(state), force=True)
-
-    def latest_step(self) -> int | None:
-        return self._latest.latest_step()
-
-    def restore(self, like: TrainState) -> TrainState:
-        """Returns the latest state, placed and shaped as `like`.
+    def save(self, state: TrainState, position: Mapping[str, Any] | None = None) -> None:
+        """Saves the state to resume from, named by its step; `position` is JSON and comes back with it.
 
         Raises:
-          CheckpointError: there is none, or it does not fit `like`.
+          CheckpointError: this one, or the one that was still being written, cannot be saved.
         """
-        step = self._latest.latest_step()
-        if step is None:
-            raise CheckpointError(f"no checkpoint in {self._latest.directory}")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return self._latest.restore(step, args=ocp.args.StandardRestore(target))
-        except _UNREADABLE as error:
-            path = self._latest.directory / str(step)
-            raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
+        self.wait()
+        self._prune()
+        path = self._folder / LATEST / str(int(state.step))
+        shutil.rmtree(path, ignore_errors=True)  # of a step that is run again, since it was damaged
+        self._write(path, state, position)
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, whether it is sound or not."""
+        return max(steps(self._folder / LATEST), default=None)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the newest sound state, placed and shaped as `like`, and its position.
+
+        One that is damaged is named on stderr, set aside as `<step>.damaged`, and the one before it used.
+
+        Raises:
+          CheckpointError: there is none, none is sound, or it does not fit `like`.
+        """
+        self.wait()
+        found = sorted(steps(self._folder / LATEST), reverse=True)
+        if not found:
+            raise CheckpointError(f"no checkpoint in {self._folder / LATEST}")
+        for step in found:
+            path = self._folder / LATEST / str(step)
+            problems = list(damage(path))
+            if not problems:
+                state = _read(path, like)
+                self._set_aside(above=step)
+                return state, json.loads((path / _POSITION).read_text())
+            print(f"checkpoint {path} is damaged: {problems[0]}", file=sys.stderr, flush=True)
+        raise CheckpointError(f"all checkpoints in {self._folder / LATEST} are damaged: {found}")
+
+    def positions(self) -> list[Mapping[str, Any]]:
+        """Returns what was saved beside each of the latest states, with the one that is being written."""
+        files = [self._folder / LATEST / str(step) / _POSITION for step in steps(self._folder / LATEST)]
+        found = [json.loads(file.read_text()) for file in files if file.is_file()]
+        return found if self._position is None else [*found, self._position]
 
     def save_best(self, state: TrainState, value: float) -> None:
-        """Saves parameters and Task state as the best so far, with the measure's value."""
+        """Saves what is evaluated as the best so far, with the measure's value; done when it returns.
+
+        A step that is on record already is left as it is.
+
+        Raises:
+          CheckpointError: it cannot be saved; the record and what it names stay.
+        """
         step = int(state.step)
-        if step in self._best.all_steps():  # left by a run that was killed before it was recorded
-            self._best.delete(step)
-        self._best.save(step, args=ocp.args.StandardSave(_weights(state)), force=True)
-        self._best.wait_until_finished()  # best.json must never name what is not there yet
-        before = self._best_record()
-        partial = self._best_file.with_suffix(".partial")
-        partial.write_text(json.dumps({"step": step, "value": value}))
-        partial.replace(self._best_file)
-        if before is not None and before["step"] != step:
-            self._best.delete(before["step"])
+        record = _best_record(self._folder)
+        if record is not None and record["step"] == step:
+            return
+        self.wait()
+        path = self._folder / BEST / str(step)
+        shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before it was recorded
+        weights = {"params": state.eval_params, "state": state.state}
+        self._write(path, weights, None)
+        self.wait()  # best.json must never name what is not there yet
+        if jax.process_index() == 0:
+            _write_json(self._folder / _RECORD, {"step": step, "value": value})
+            for other in steps(self._folder / BEST):
+                if other != step:
+                    shutil.rmtree(self._folder / BEST / str(other))
 
     def best_value(self) -> float | None:
         """Returns the best evaluation's value, None before the first."""
-        record = self._best_record()
+        record = _best_record(self._folder)
         return None if record is None else record["value"]
 
-    def _best_record(self) -> dict[str, Any] | None:
-        return json.loads(self._best_file.read_text()) if self._best_file.exists() else None
+    def check(self) -> None:
+        """Raises CheckpointError if the checkpoint being written has failed; does not wait for it."""
+        with self._reported():
+            self._checkpointer.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written. Raises CheckpointError if it could not be."""
+        with self._reported():
+            self._checkpointer.wait_until_finished()
 
     def close(self) -> None:
-        for manager in (self._latest, self._best):
-            manager.wait_until_finished()
-            manager.close()
+        """Waits, deletes what is beyond `keep`, and ends the background thread."""
+        try:
+            self.wait()
+            self._prune()
+        finally:
+            self._checkpointer.close()
+            self._remove_unfinished()
+
+    def _write(self, path: Path, tree: Any, position: Mapping[str, Any] | None) -> None:
+        self._writing, self._position = path, position
+        with self._reported():
+            self._checkpointer.save(path, ocp.args.Composite(state=ocp.args.StandardSave(tree)))
+
+    def _complete(self) -> None:
+        """Runs when all arrays are written and the folder does not bear its name yet."""
+        if jax.process_index() != 0:
+            return
+        (unfinished,) = self._writing.parent.glob(f"{self._writing.name}.orbax-checkpoint-tmp*")
+        if self._position is not None:
+            _write_json(unfinished / _POSITION, self._position)
+        digests = {
+            str(file.relative_to(unfinished)): {"bytes": file.stat().st_size, "sha256": _digest(file)}
+            for file in _files(unfinished)
+        }
+        _write_json(unfinished / _DIGESTS, digests)
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for kind in (LATEST, BEST):
+                for path in (self._folder / kind).glob(_UNFINISHED):
+                    shutil.rmtree(path)
+
+    def _prune(self) -> None:
+        if jax.process_index() == 0:
+            for step in sorted(steps(self._folder / LATEST))[: -self._keep]:
+                shutil.rmtree(self._folder / LATEST / str(step))
+
+    def _set_aside(self, above: int) -> None:
+        if jax.process_index() != 0:
+            return
+        for step in steps(self._folder / LATEST):
+            if step > above:
+                path = self._folder / LATEST / str(step)
+                shutil.rmtree(f"{path}{_DAMAGED}", ignore_errors=True)
+                path.rename(f"{path}{_DAMAGED}")
+
+    def _reported(self) -> "_Reported":
+        return _Reported(self)
+
+    def last_good(self) -> str:
+        """Returns what an error says of the state to resume from."""
+        step = self.latest_step()
+        return "nothing was saved yet" if step is None else f"the last good checkpoint is step {step}"
+
+
+class _Reported:
+    """Turns whatever fails while saving into a CheckpointError of one line."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, Exception):
+            raise CheckpointError(
+                f"checkpoint {self._checkpoints._writing} cannot be saved: {_reason(error)}; "
+                f"{self._checkpoints.last_good()}"
+            ) from error
 
 
 def read_best(folder: str | Path, params: Any, state: Any) -> tuple[int, Any, Any]:
@@ -96,25 +225,116 @@ def read_best(folder: str | Path, params: Any, state: Any) -> tuple[int, Any, An
       params, state: arrays of the shapes and dtypes to restore.
 
     Raises:
-      CheckpointError: there is none, or it does not fit.
+      CheckpointError: there is none, it is damaged, or it does not fit.
     """
-    folder = Path(folder).absolute()
-    if not (folder / _RECORD).exists():
-        raise CheckpointError(f"no best checkpoint in {folder}")
-    step = json.loads((folder / _RECORD).read_text())["step"]
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": params, "state": state})
-    path = folder / "best" / str(step) / "default"
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            weights = checkpointer.restore(path, target)
-    except _UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
+    path, step = _best_path(folder)
+    weights = _read(path, {"params": params, "state": state})
     return step, weights["params"], weights["state"]
 
 
-def _weights(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "state": state.state}
+def read_best_params(folder: str | Path) -> tuple[int, Any]:
+    """Returns (step, params as NumPy arrays) of the best evaluation, in the shapes they have there.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    path, step = _best_path(folder)
+    return step, jax.device_get(_read(path)["params"])
 
 
-def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, cleanup_tmp_directories=True)
+def steps(folder: Path) -> list[int]:
+    """Returns the steps that have a checkpoint in `latest` or `best`, in no order."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
+def damage(path: Path, *, read: bool = True) -> Iterator[str]:
+    """Yields what is wrong with a checkpoint, if anything.
+
+    Args:
+      path: its folder.
+      read: whether to read every file, to notice a changed byte, and not only look at sizes.
+    """
+    if not (path / _DIGESTS).is_file():
+        yield f"it has no {_DIGESTS}"
+        return
+    try:
+        digests = json.loads((path / _DIGESTS).read_text())
+        sizes = {name: entry["bytes"] for name, entry in digests.items()}
+        json.loads((path / _METADATA).read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{_DIGESTS} or {_METADATA} cannot be read: {error!r}"
+        return
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            yield f"{name} is missing"
+        elif file.stat().st_size != size:
+            yield f"{name} has {file.stat().st_size:,} bytes of {size:,}"
+        elif read and _digest(file) != digests[name]["sha256"]:
+            yield f"{name} is not as it was written"
+
+
+def size(path: Path) -> int:
+    """Returns the bytes of all files of a checkpoint."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _best_path(folder: str | Path) -> tuple[Path, int]:
+    folder = Path(folder).absolute()
+    record = _best_record(folder)
+    if record is None:
+        raise CheckpointError(f"no best checkpoint in {folder}")
+    path = folder / BEST / str(record["step"])
+    for problem in damage(path):
+        raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
+    return path, record["step"]
+
+
+def _best_record(folder: Path) -> dict[str, Any] | None:
+    file = folder / _RECORD
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _read(path: Path, like: Any = None) -> Any:
+    _quiet_orbax()
+    target = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, arguments)["state"]
+    except Exception as error:  # orbax raises bare ones too
+        raise CheckpointError(f"checkpoint {path} cannot be restored: {_reason(error)}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in _WRITTEN_LATER]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write_json(file: Path, content: Any) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(file)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a line; TensorStore's messages hold the system's error somewhere inside."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+
+
+def _quiet_orbax() -> None:
+    """Its log repeats, over several screens, the errors that it also raises."""
+    logger = logging.getLogger("absl")
+    if _not_of_orbax not in logger.filters:
+        logger.addFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -3,34 +3,34 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from training.metrics import MetricWriter
-from training.progress import Progress
-from training.task import Batch, Metrics, TrainState
+from training.metrics import TIME, MetricWriter
+from training.progress import Progress, clock
+from training.step import Window
 
 
 class Log:
-    """Averages the metrics of steps until they are written; a context manager.
+    """Writes a row of metrics for each window of steps; a context manager.
 
-    Metrics stay on the device until `write`, so that adding them costs no synchronization.
+    Times are of training alone: `restart_clock` is called after whatever else the loop does.
 
     Args:
-      run_dir: gets metrics.jsonl and tensorboard/; what they hold beyond the state's step is cut.
-      state: before the first step to come.
+      run_dir: gets metrics.jsonl and tensorboard/.
+      first_step: steps done before.
       total_steps: the step to stop at.
-      mesh: the devices, to be told.
+      position: of the checkpoint that the run goes on from: `rows` of metrics.jsonl are kept, and the steps
+        of the window that was begun took `seconds`; {} for a run from the start.
     """
 
-    def __init__(self, run_dir: str | Path, state: TrainState, total_steps: int, mesh: Mesh):
-        first = int(state.step)
-        self._writer = MetricWriter(run_dir, first)
-        self._progress = Progress(total_steps, unit="step", title="training", done=first)
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        self._progress.say(f"{parameters:,} parameters, {mesh.size} device(s), from step {first:,}")
+    def __init__(self, run_dir: str | Path, first_step: int, total_steps: int, position: Mapping[str, Any]):
+        self._writer = MetricWriter(run_dir, first_step, keep_rows=position.get("rows", 0))
+        self._progress = Progress(total_steps, unit="step", title="training", done=first_step)
+        self._begin_window()
+        self._before = position.get("seconds", 0.0)
         self.restart_clock()
 
     def __enter__(self) -> "Log":
@@ -40,29 +40,77 @@ class Log:
         self._progress.close()
         self._writer.close()
 
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._progress.say(text)
+
     def restart_clock(self) -> None:
-        """Begins a new average; evaluating and saving do not count as training."""
-        self._window: list[Metrics] = []
-        self._masks: list[jax.Array] = []
-        self._start = time.monotonic()
+        """The next step begins now."""
+        self._last = time.monotonic()
 
-    def add(self, metrics: Metrics, batch: Batch) -> None:
-        """Takes in one step's metrics and batch."""
-        self._window.append(metrics)
-        self._masks.extend(array.sum() for name, array in batch.items() if name.endswith("mask"))
+    def tick(self) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        self._durations.append(now - self._last)
+        self._last = now
 
-    def write(self, step: int) -> None:
-        """Writes the means since the clock was restarted, with steps and tokens per second."""
-        rows, tokens = jax.device_get((self._window, self._masks))
-        seconds = time.monotonic() - self._start
-        values = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        values["steps_per_second"] = len(rows) / seconds
-        values["tokens_per_second"] = float(np.sum(tokens)) / seconds
-        self._writer.write(step, values)
-        shown = {"loss": f"{values['loss']:.4f}", "tokens/s": f"{values['tokens_per_second']:,.0f}"}
+    def add_input_wait(self, seconds: float) -> None:
+        self._input_wait += seconds
+
+    def add_compilation(self, seconds: float) -> None:
+        self._compile_seconds += seconds
+
+    def add_flops(self, flops: float) -> None:
+        self._flops += flops
+
+    @property
+    def rows(self) -> int:
+        """How many rows metrics.jsonl has."""
+        return self._writer.rows
+
+    @property
+    def seconds(self) -> float:
+        """What the steps of the window took so far."""
+        return self._before + float(np.sum(self._durations))
+
+    def write(self, step: int, window: Window) -> None:
+        """Writes the means of a window, which is read from the device here, and begins the next."""
+        window = jax.device_get(window)
+        values = {name: float(total / window.steps) for name, total in window.sums.items()}
+        if window.slots > 0:
+            values["padding"] = float(1 - window.tokens / window.slots)
+        rate = float(window.tokens) / max(self.seconds, 1e-9)
+        self._writer.write(step, values | self._times(float(window.steps), rate))
+        shown = {"loss": f"{values['loss']:.4f}"} if "loss" in values else {}
+        if window.slots > 0:
+            shown["tokens/s"] = f"{rate:,.0f}"
         self._progress.update(step, shown)
+        self._begin_window()
 
     def write_measures(self, step: int, measured: Mapping[str, float]) -> None:
         """Writes what evaluators gave."""
         self._writer.write(step, measured)
         self._progress.say(f"step {step:,}: " + ", ".join(f"{n} {v:.4f}" for n, v in measured.items()))
+
+    def _times(self, steps: float, tokens_per_second: float) -> dict[str, float]:
+        times = {
+            "seconds": self.seconds,
+            "steps_per_second": steps / max(self.seconds, 1e-9),
+            "tokens_per_second": tokens_per_second,
+            "input_wait_seconds": self._input_wait,
+            "compile_seconds": self._compile_seconds,
+        }
+        if self._durations:
+            for name, share in (("median", 50), ("p95", 95), ("max", 100)):
+                times[f"step_seconds_{name}"] = float(np.percentile(self._durations, share))
+            times["flops_per_second"] = self._flops / max(float(np.sum(self._durations)), 1e-9)
+        return {f"{TIME}{name}": value for name, value in times.items()}
+
+    def _begin_window(self) -> None:
+        self._durations: list[float] = []
+        self._before = self._input_wait = self._compile_seconds = self._flops = 0.0
+
+
+def since(start: float) -> str:
+    """Returns the time since `start` (of time.monotonic) as a clock shows it."""
+    return clock(time.monotonic() - start)

@@ -1,32 +1,37 @@
-"""The one training loop: every Task runs on it, with the data, evaluators and run directory it is handed."""
+"""The one training loop: every Task runs on it, with the data, evaluators and hooks it is handed."""
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from training import mesh as meshes
 from training.checkpoints import Checkpoints
-from training.interrupts import Interrupted, catch_signals
+from training.compiled import CompiledSteps
+from training.interrupts import Interrupted, StopRequest, catch_signals
 from training.log import Log
-from training.task import Batch, Task, TrainState, create
+from training.step import Window, empty_window, make_step, watched
+from training.tables import Hook, Tables, names_in
+from training.task import Batch, Task, TrainState, begin, create
 
 Evaluator = Callable[[TrainState], Iterable[tuple[str, float]]]
+Batches = Callable[[int, Mapping[str, np.ndarray]], Iterator[Mapping[str, np.ndarray]]]
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient became NaN or infinite; the message names the step and its batch."""
+    """The loss, gradient or update became NaN or infinite; the message names the step and its batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How often things happen, in optimizer steps.
+    """How a run goes; intervals are in optimizer steps.
 
     Attributes:
       total_steps: the step to stop at.
@@ -35,6 +40,10 @@ class Schedule:
       save_every: between checkpoints; there is always one at the end.
       best_measure: the evaluators' value whose highest state is kept as `best`; "" for none.
       keep_checkpoints: how many of the latest to keep.
+      microbatches: parts that a batch is cut into, to fit in memory; their gradients are averaged. In-batch
+        negatives then come from the part, not from the whole batch. See training.step.make_step.
+      average_decay: of the moving average of the parameters that is then evaluated in their place, such as
+        0.999; 0 for none.
     """
 
     total_steps: int
@@ -43,151 +52,296 @@ class Schedule:
     save_every: int = 500
     best_measure: str = ""
     keep_checkpoints: int = 2
+    microbatches: int = 1
+    average_decay: float = 0.0
 
     def __post_init__(self):
-        for field in ("total_steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
+        positive = "total_steps log_every eval_every save_every keep_checkpoints microbatches"
+        for field in positive.split():
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; allowed: 0 to below 1")
 
 
 def train(
     task: Task,
     optimizer: optax.GradientTransformation,
-    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+    batches: Batches,
     schedule: Schedule,
     run_dir: str | Path,
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
     evaluators: Sequence[Evaluator] = (),
+    hooks: Sequence[Hook] = (),
+    tables: Mapping[str, np.ndarray] | None = None,
+    initialize: Callable[[Any], Any] | None = None,
     describe_batch: Callable[[int], str] = lambda step: f"batch {step}",
 ) -> TrainState:
-    """Trains from the run directory's latest checkpoint, or from the start, to the last step.
+    """Trains from the run directory's newest sound checkpoint, or from the start, to the last step.
+
+    However often a run is stopped, by a signal or a kill, it comes to the same state and the same
+    metrics.jsonl, but for what is named `time/`, where the device computes the same twice.
 
     Args:
       task: model and loss.
       optimizer: an optax transformation.
-      batches: from a first step, an iterator over this process's batches from there on.
+      batches: from a first step and the tables in use, an iterator over this process's batches.
       schedule: how long, and how often to log, evaluate and save.
-      run_dir: gets metrics.jsonl, tensorboard/ and checkpoints/.
+      run_dir: gets metrics.jsonl, tensorboard/, checkpoints/ and tables/.
       seed: of initialization and of every step's random key.
       mesh: devices; all of them on one `data` axis by default.
       evaluators: called with the state every `eval_every` steps; they yield (name, value).
+      hooks: called every `every` steps of their own; the tables they return are what later batches read.
+      tables: what batches read before any hook has made a new one.
+      initialize: from the random parameters to those to begin with, such as another run's.
       describe_batch: names the examples of a step's batch, for the error message.
 
     Returns:
       the state after the last step.
 
     Raises:
-      NonFiniteLoss: the loss or the gradient is NaN or infinite. What was saved stays.
+      NonFiniteLoss: the loss, gradient or update is NaN or infinite. What was saved stays.
+      CheckpointError: a checkpoint cannot be written, or none can be read. What was saved stays.
       Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     mesh = meshes.data_mesh() if mesh is None else mesh
-    key = jax.random.key(seed)
     checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=schedule.keep_checkpoints)
     try:
-        first = checkpoints.latest_step() or 0
-        done = first >= schedule.total_steps
-        stream = batches(0 if done else first)
-        batch = meshes.shard_batch(next(stream), mesh)
-        state = _initial_state(task, optimizer, key, batch, mesh)
-        if first:
-            state = checkpoints.restore(state)
-        if done:
-            return state
-        with Log(run_dir, state, schedule.total_steps, mesh) as log, catch_signals() as stop:
+        key = jax.random.key(seed)
+        given = {} if tables is None else tables
+        state, window, position = _begin(
+            task, optimizer, batches(0, given), schedule, checkpoints, key, mesh, initialize
+        )
+        in_use = Tables(run_dir, given, names_in(position))
+        first = int(state.step)
+        step_function = make_step(
+            task,
+            optimizer,
+            microbatches=schedule.microbatches,
+            average_decay=schedule.average_decay,
+            mesh=mesh,
+        )
+        with (
+            Log(run_dir, first, schedule.total_steps, position) as log,
+            catch_signals() as stop,
+        ):
+            run = _Run(schedule, mesh, checkpoints, evaluators, hooks, in_use, describe_batch, log, stop)
+            run.announce(state)
             if not first:
-                _evaluate(evaluators, state, log)
-            step_function = jax.jit(make_step(task, optimizer), donate_argnums=(0, 1))
-            bad_step = meshes.replicate(jnp.full((), -1, jnp.int32), mesh)
-            for step in range(first + 1, schedule.total_steps + 1):
-                state, bad_step, metrics = step_function(state, bad_step, batch, key)
-                log.add(metrics, batch)
-                last = step == schedule.total_steps
-                if not last:  # made while the device is busy
-                    batch = meshes.shard_batch(next(stream), mesh)
-                evaluate = last or step % schedule.eval_every == 0
-                save = last or step % schedule.save_every == 0
-                if not (evaluate or save or step % schedule.log_every == 0 or stop.signum is not None):
-                    continue
-                _check_finite(bad_step, describe_batch, checkpoints)
-                log.write(step)
-                if evaluate:
-                    _keep_best(checkpoints, state, _evaluate(evaluators, state, log), schedule.best_measure)
-                stopped_by = stop.signum  # read once: a signal may come at any moment
-                if save or stopped_by is not None:
-                    checkpoints.save(state)
-                log.restart_clock()
-                if stopped_by is not None:
-                    raise Interrupted(stopped_by, step)
+                run.evaluate(state)
+            elif position.get("due"):
+                run.round(state, window)
+            if first < schedule.total_steps:
+                feed = _Feed(batches, mesh, schedule.microbatches, first, in_use)
+                state = run.steps(CompiledSteps(watched(step_function), log), state, window, feed, key)
     finally:
         checkpoints.close()
     return state
 
 
-def _initial_state(
-    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, batch: Batch, mesh: Mesh
-) -> TrainState:
+def _begin(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    stream: Iterator[Mapping[str, np.ndarray]],
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    key: jax.Array,
+    mesh: Mesh,
+    initialize: Callable[[Any], Any] | None,
+) -> tuple[TrainState, Window, dict[str, Any]]:
+    """Returns where the run stands: state, sums of the window, and the position that was saved with them."""
+    batch = meshes.shard_batch(next(stream), mesh, parts=schedule.microbatches)
+    average = schedule.average_decay > 0
     # A number that no step has, so that initialization shares its key with none.
     key = jax.random.fold_in(key, 2**31 - 1)
-    return meshes.replicate(jax.jit(lambda key: create(task, optimizer, key, batch))(key), mesh)
+    state = jax.jit(lambda key: create(task, optimizer, key, batch, average=average))(key)
+    resumed = checkpoints.latest_step() is not None
+    if initialize is not None and not resumed:
+        params = initialize(jax.device_get(state.params))
+        state = jax.jit(lambda p, s: begin(optimizer, p, s, average=average))(params, state.state)
+    state = meshes.replicate(state, mesh)
+    step = make_step(task, optimizer, microbatches=schedule.microbatches, mesh=mesh)
+    window = empty_window(jax.eval_shape(step, state, batch, key)[1])
+    position = {}
+    if resumed:
+        state, position = checkpoints.restore(state)
+        window = _window_from_json(window, position["window"])
+    return state, meshes.replicate(window, mesh), position
 
 
-def _check_finite(
-    bad_step: jax.Array, describe_batch: Callable[[int], str], checkpoints: Checkpoints
-) -> None:
-    step = int(bad_step)
-    if step >= 0:
-        saved = checkpoints.latest_step()
-        raise NonFiniteLoss(
-            f"loss or gradient is not finite at step {step} ({describe_batch(step - 1)}); "
-            f"{'nothing was saved yet' if saved is None else f'the last good checkpoint is step {saved}'}"
+class _Run:
+    """The steps of one call of `train`, and what happens between them."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        evaluators: Sequence[Evaluator],
+        hooks: Sequence[Hook],
+        tables: Tables,
+        describe_batch: Callable[[int], str],
+        log: Log,
+        stop: StopRequest,
+    ):
+        self._schedule, self._mesh, self._checkpoints = schedule, mesh, checkpoints
+        self._evaluators, self._hooks, self._tables = evaluators, hooks, tables
+        self._describe_batch, self._log, self._stop = describe_batch, log, stop
+        self._row: tuple[int, Window] | None = None  # a row that is yet to be written
+        self._running: jax.Array | None = None  # of a step that is yet to end
+
+    def announce(self, state: TrainState) -> None:
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        self._log.say(
+            f"{parameters:,} parameters, {self._mesh.size} device(s), from step {int(state.step):,} "
+            f"to {self._schedule.total_steps:,}"
         )
+        if self._schedule.microbatches > 1:
+            self._log.say(
+                f"each batch is computed as {self._schedule.microbatches} microbatches: in-batch negatives "
+                "come from a query's own microbatch only, so there are fewer of them"
+            )
+
+    def steps(
+        self, compiled: CompiledSteps, state: TrainState, window: Window, feed: "_Feed", key: jax.Array
+    ) -> TrainState:
+        schedule = self._schedule
+        empty = jax.device_get(empty_window(window.sums))
+        for step in range(int(state.step) + 1, schedule.total_steps + 1):
+            batch, waited = feed.take()
+            self._log.add_input_wait(waited)
+            if compiled.is_new(batch):
+                self._settle()
+            state, window, number = compiled(state, window, batch, key)
+            if self._running is None:  # the device was idle: what came before was no training
+                self._log.restart_clock()
+            last = step == schedule.total_steps
+            hook_due = not last and any(step % hook.every == 0 for hook in self._hooks)
+            if not (last or hook_due):
+                feed.prepare()  # while the device is busy
+            self._settle(number)
+            if last or step % schedule.log_every == 0:
+                self._row = step, window
+                window = meshes.replicate(empty, self._mesh)
+            due = last or hook_due or step % schedule.eval_every == 0
+            save = last or step % schedule.save_every == 0
+            if not (due or save or self._stop.signum is not None):
+                continue
+            self._settle()
+            self._check(window)
+            stopped_by = self._stop.signum  # read once: a signal may come at any moment
+            if stopped_by is None and due:
+                self.round(state, window)
+                due, stopped_by = False, self._stop.signum
+                if hook_due:
+                    feed.restart(step, self._tables)
+            if save or stopped_by is not None:
+                self._save(state, window, due)
+            if stopped_by is not None:
+                self._checkpoints.wait()
+                raise Interrupted(stopped_by, step)
+        return state
+
+    def round(self, state: TrainState, window: Window) -> None:
+        """Calls the hooks and evaluators that are due after a step."""
+        step = int(state.step)
+        for hook in self._hooks:
+            if step % hook.every == 0 and step < self._schedule.total_steps:
+                saved = [names_in(position) for position in self._checkpoints.positions()]
+                self._tables.replace(step, hook(state), keep=saved)
+        if step % self._schedule.eval_every == 0 or step == self._schedule.total_steps:
+            self._keep_best(state, self.evaluate(state))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        measured = {name: value for evaluator in self._evaluators for name, value in evaluator(state)}
+        if measured:
+            self._log.write_measures(int(state.step), measured)
+        return measured
+
+    def _settle(self, number: jax.Array | None = None) -> None:
+        """Waits for the step before, which `number` follows on the device, and writes the row it completed.
+
+        So a row is read one step late and the device is never idle for it.
+        """
+        if self._running is not None:
+            self._running.block_until_ready()
+            self._log.tick()
+        self._running = number
+        if self._row is not None:
+            step, window = self._row
+            self._check(window)
+            self._log.write(step, window)
+            self._checkpoints.check()
+            self._row = None
+
+    def _check(self, window: Window) -> None:
+        step = int(window.first_bad)
+        if step >= 0:
+            self._checkpoints.wait()
+            raise NonFiniteLoss(
+                f"loss, gradient or update is not finite at step {step} ({self._describe_batch(step - 1)}); "
+                f"{self._checkpoints.last_good()}"
+            )
+
+    def _save(self, state: TrainState, window: Window, due: bool) -> None:
+        """Saves the state with what else the run needs to go on as though it had not stopped."""
+        position = {
+            "tables": self._tables.names,
+            "window": _window_to_json(window),
+            "seconds": self._log.seconds,
+            "rows": self._log.rows,
+            "due": due,  # hooks and evaluators of this step are still to be called
+        }
+        self._checkpoints.save(state, position)
+
+    def _keep_best(self, state: TrainState, measured: Mapping[str, float]) -> None:
+        name = self._schedule.best_measure
+        if not name:
+            return
+        if name not in measured:
+            raise ValueError(
+                f"best_measure is {name!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
+            )
+        best = self._checkpoints.best_value()
+        if math.isfinite(measured[name]) and (best is None or measured[name] > best):
+            self._checkpoints.save_best(state, measured[name])
 
 
-def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable:
-    """Returns the step `(state, bad_step, batch, key) -> (state, bad_step, metrics)`.
+class _Feed:
+    """Batches on the devices, the next one made while a step runs."""
 
-    `bad_step` int32 is the first step whose loss or gradient was not finite, -1 for none. It stays
-    on the device, so that noticing costs no synchronization. The step's random key is a function of
-    `key` and the step alone.
-    """
+    def __init__(self, batches: Batches, mesh: Mesh, parts: int, step: int, tables: Tables):
+        self._batches, self._mesh, self._parts = batches, mesh, parts
+        self.restart(step, tables)
 
-    def step(state: TrainState, bad_step: jax.Array, batch: Batch, key: jax.Array):
-        rng = jax.random.fold_in(key, state.step)
+    def restart(self, step: int, tables: Tables) -> None:
+        """Goes on after `step` with the tables now in use."""
+        self._stream = self._batches(step, tables.arrays)
+        self._next, self._waited = None, 0.0
 
-        def loss_of(params):
-            return task.loss(params, state.state, batch, rng, train=True)
+    def prepare(self) -> None:
+        """Makes the next batch."""
+        start = time.monotonic()
+        self._next = meshes.shard_batch(next(self._stream), self._mesh, parts=self._parts)
+        self._waited = time.monotonic() - start
 
-        (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        grad_norm = optax.global_norm(grads)
-        # The update too: an infinite learning rate makes one of a finite gradient.
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
-        number = state.step + 1
-        bad_step = jnp.where((bad_step < 0) & ~finite, number, bad_step)
-        new_state = TrainState(number, optax.apply_updates(state.params, updates), task_state, opt_state)
-        return new_state, bad_step, {"loss": loss, "grad_norm": grad_norm, **metrics}
-
-    return step
-
-
-def _evaluate(evaluators: Sequence[Evaluator], state: TrainState, log: Log) -> dict[str, float]:
-    measured = {name: value for evaluator in evaluators for name, value in evaluator(state)}
-    if measured:
-        log.write_measures(int(state.step), measured)
-    return measured
+    def take(self) -> tuple[Batch, float]:
+        """Returns the next batch, and the seconds that this process waited for it."""
+        if self._next is None:
+            self.prepare()
+        batch, self._next = self._next, None
+        return batch, self._waited
 
 
-def _keep_best(checkpoints: Checkpoints, state: TrainState, measured: dict[str, float], measure: str) -> None:
-    if not measure:
-        return
-    if measure not in measured:
-        raise ValueError(
-            f"best_measure is {measure!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
-        )
-    best = checkpoints.best_value()
-    if not math.isfinite(measured[measure]):
-        return
-    if best is None or measured[measure] > best:
-        checkpoints.save_best(state, measured[measure])
+def _window_to_json(window: Window) -> dict[str, Any]:
+    window = jax.device_get(window)
+    fields = {name: float(getattr(window, name)) for name in ("steps", "tokens", "slots")}
+    return fields | {"sums": {name: float(total) for name, total in window.sums.items()}}
+
+
+def _window_from_json(like: Window, fields: Mapping[str, Any]) -> Window:
+    sums = {name: np.float32(fields["sums"][name]) for name in like.sums}
+    rest = {name: np.float32(fields[name]) for name in ("steps", "tokens", "slots")}
+    return like.replace(sums=sums, **rest)

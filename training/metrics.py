@@ -1,4 +1,7 @@
-"""Where a run's numbers go: metrics.jsonl, one object a line, and TensorBoard event files."""
+"""Where a run's numbers go: metrics.jsonl, one object a line, and TensorBoard event files.
+
+What depends on the clock is named `time/...`; everything else is the same each time a run is run.
+"""
 
 import json
 import math
@@ -9,19 +12,25 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 FILE = "metrics.jsonl"
+TIME = "time/"
 
 
 class MetricWriter:
-    """Appends to a run's metrics; starting again at `first_step` cuts what came after it.
+    """Appends to a run's metrics.
 
     Args:
       run_dir: the run directory.
-      first_step: steps beyond it, left by a run that was cut off, are dropped.
+      first_step: steps done before.
+      keep_rows: how many rows of an earlier start are kept; those after them are cut.
+
+    Attributes:
+      rows: how many there are.
     """
 
-    def __init__(self, run_dir: str | Path, first_step: int = 0):
+    def __init__(self, run_dir: str | Path, first_step: int = 0, keep_rows: int = 0):
         self._path = Path(run_dir) / FILE
-        kept = [row for row in read(run_dir) if row["step"] <= first_step] if first_step else []
+        kept = read(run_dir)[:keep_rows]
+        self.rows = len(kept)
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(self._path)
@@ -31,7 +40,8 @@ class MetricWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of one step; JSON has no NaN or infinity, so those are written as null."""
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "wall_time": time.time(), **row}) + "\n")
+        self._file.write(json.dumps({"step": step, **row, f"{TIME}unix": time.time()}) + "\n")
+        self.rows += 1
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -41,13 +51,13 @@ class MetricWriter:
 
 
 def training_seconds(run_dir: str | Path) -> float:
-    """Returns the seconds that a run's steps took, without evaluations, as its log has them."""
-    seconds, before = 0.0, 0
-    for row in read(run_dir):
-        if row.get("steps_per_second"):
-            seconds += (row["step"] - before) / row["steps_per_second"]
-            before = row["step"]
-    return round(seconds, 1)
+    """Returns the seconds that a run's steps took, without compiling and evaluating, as its log has them."""
+    return round(sum(row.get(f"{TIME}seconds", 0.0) for row in read(run_dir)), 1)
+
+
+def without_time(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns what of a row does not depend on the clock."""
+    return {name: value for name, value in row.items() if not name.startswith(TIME)}
 
 
 def read(run_dir: str | Path) -> list[dict[str, float]]:

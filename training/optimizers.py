@@ -1,16 +1,123 @@
-"""Optimizers are optax's; here is only what a config needs to put several together."""
+"""Optimizers are optax's; here is only what a config needs to put several together.
 
+A config names one of optax's, such as `optax.adamw`, `optax.lion` or `optax.adafactor`, and may wrap it:
+
+    optimizer = dict(
+        name="training.optimizers.by_path",
+        rules=(
+            ("embed", dict(name="optax.set_to_zero")),                     # frozen
+            ("layers_0", dict(name="optax.adamw", learning_rate=1e-4)),    # a group of its own
+            (".*", dict(name="optax.adamw", learning_rate=1e-3)),
+        ),
+    )
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import optax
+
+from training.paths import check_patterns, map_with_path, paths
 
 
 def clipped(optimizer: optax.GradientTransformation, *, max_norm: float) -> optax.GradientTransformation:
     """Clips the gradient to a global norm of `max_norm` before `optimizer` sees it.
+
+    The norm is over what this wraps: put it inside a group of `by_path` to leave out what is frozen.
 
     Raises:
       ValueError: `max_norm` is not positive, or `optimizer` is incomplete.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}; it must be positive")
+    return optax.chain(optax.clip_by_global_norm(max_norm), _complete(optimizer, "optimizer"))
+
+
+def by_path(rules: Sequence[tuple[str, optax.GradientTransformation]]) -> optax.GradientTransformation:
+    """Gives every parameter the optimizer of the first rule whose regular expression is found in its path.
+
+    `optax.set_to_zero` freezes. Each optimizer sees the gradients of its own parameters alone.
+
+    Args:
+      rules: (regular expression, optimizer) pairs; paths are such as `model/query/encoder/embed/table`.
+
+    Raises:
+      ValueError: no rules, an incomplete optimizer; and once parameters are there: a parameter without a
+        rule, or a rule that no parameter comes to.
+    """
+    if not rules:
+        raise ValueError("rules is empty; allowed: pairs of a regular expression and an optimizer")
+    for rule in rules:
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(f"rules has {rule!r}; allowed: pairs of a regular expression and an optimizer")
+    patterns = [pattern for pattern, _ in rules]
+
+    def label(path: str, leaf: Any) -> str:
+        del leaf
+        for number, pattern in enumerate(patterns):
+            if re.search(pattern, path):
+                return str(number)
+        raise ValueError(f"rules: no rule is for the parameter {path}; a last rule '.*' is for all others")
+
+    def labels(params: Any) -> Any:
+        # optax asks for gradients too, some of which are masked; their paths are the same.
+        labeled = map_with_path(label, params)
+        idle = {str(i) for i in range(len(patterns))} - set(jax.tree.leaves(labeled))
+        for number in sorted(idle):
+            raise ValueError(
+                f"rules: {patterns[int(number)]!r} is the first rule of no parameter; there are "
+                f"{', '.join(paths(params)[:8])}, ..."
+            )
+        return labeled
+
+    optimizers = {
+        str(number): _complete(optimizer, f"rules[{number}]") for number, (_, optimizer) in enumerate(rules)
+    }
+    return optax.partition(optimizers, labels)
+
+
+def scaled(optimizer: optax.GradientTransformation, *, factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of `optimizer`: a learning rate of its own for a group of `by_path`."""
+    return optax.chain(_complete(optimizer, "optimizer"), optax.scale(factor))
+
+
+def all_but(params: Any, *, patterns: Sequence[str]) -> Any:
+    """A mask for weight decay: True for each parameter in whose path none of the patterns is found.
+
+        dict(name="optax.adamw", mask=dict(name="training.optimizers.all_but", patterns=("norm", "bias")))
+
+    Raises:
+      ValueError: a pattern that is found in no path.
+    """
+    check_patterns(patterns, params, "patterns:")
+    return map_with_path(lambda path, _: not any(re.search(p, path) for p in patterns), params)
+
+
+def matrices(params: Any, *, also_not: Sequence[str] = ()) -> Any:
+    """A mask for weight decay: True for tables and kernels; not for norms, biases and other vectors.
+
+    Vectors are told by the last part of their path (`scale`, `bias`, or a name that starts with `log_`) and
+    by having one axis: where layers are stacked, their vectors have two.
+
+    Args:
+      params: the parameters.
+      also_not: regular expressions of other paths to leave out.
+    """
+    if also_not:
+        check_patterns(also_not, params, "also_not:")
+    vector = re.compile(r"(^|/)(scale|bias|log_[^/]*)$")
+
+    def decays(path: str, leaf: Any) -> bool:
+        if vector.search(path) or any(re.search(pattern, path) for pattern in also_not):
+            return False
+        return leaf.ndim > 1
+
+    return map_with_path(decays, params)
+
+
+def _complete(optimizer: Any, what: str) -> optax.GradientTransformation:
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer is {optimizer!r}, not an optax transformation; is an argument missing?")
-    return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
+        raise ValueError(f"{what} is {optimizer!r}, not an optax transformation; is an argument missing?")
+    return optimizer

@@ -1,6 +1,6 @@
 """What the loop asks of a Task, and the state it carries from step to step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -11,10 +11,44 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+@struct.dataclass
+class TrainState:
+    """Everything that a checkpoint holds.
+
+    Attributes:
+      step: int32 [], optimizer steps done.
+      params: what the gradient changes.
+      state: what else the Task carries.
+      opt_state: the optimizer's.
+      average: the moving average of `params`, or None where none is kept.
+    """
+
+    step: jax.Array
+    params: Any
+    state: Any
+    opt_state: optax.OptState
+    average: Any = None
+
+    @property
+    def eval_params(self) -> Any:
+        """What is evaluated and kept as best: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+
+GradientStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
 class Task(Protocol):
     """A model with its loss. A Task holds modules and settings; arrays are passed in and out.
 
-    `state` is what changes without a gradient; {} for a Task that has none.
+    `state` is what changes without a gradient; {} for a Task that has none. Two more methods are
+    optional:
+
+    * `update_state(state, sums) -> state`, called once per optimizer step, however many microbatches it
+      has. The loss then puts additive sums under "sums" of its metrics; those of the microbatches are added.
+    * `update(train_state, batch, rng, gradient_step) -> (train_state, metrics)`, in place of the plain
+      step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the
+      batch before it, or to take several. The loop counts one step.
     """
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
@@ -28,17 +62,22 @@ class Task(Protocol):
         ...
 
 
-@struct.dataclass
-class TrainState:
-    """Everything that a checkpoint holds: `step` int32 counts optimizer steps done."""
-
-    step: jax.Array
-    params: Any
-    state: Any
-    opt_state: optax.OptState
-
-
-def create(task: Task, optimizer: optax.GradientTransformation, rng: jax.Array, batch: Batch) -> TrainState:
-    """Returns the state before the first step."""
+def create(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    batch: Batch,
+    *,
+    average: bool = False,
+) -> TrainState:
+    """Returns the state before the first step; with `average`, one whose moving average starts there."""
     params, state = task.init(rng, batch)
-    return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, state, optimizer.init(params))
+    return begin(optimizer, params, state, average=average)
+
+
+def begin(
+    optimizer: optax.GradientTransformation, params: Any, state: Any, *, average: bool = False
+) -> TrainState:
+    """Returns the state before the first step from given parameters."""
+    step = jax.numpy.zeros((), jax.numpy.int32)
+    return TrainState(step, params, state, optimizer.init(params), params if average else None)

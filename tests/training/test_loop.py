@@ -30,7 +30,7 @@ class Regression:
         return error, ({"seen": state["seen"] + 1}, {"error": error})
 
 
-def batches(first, poison=None):
+def batches(first, tables=None, poison=None):
     """An endless stream whose batch is a function of its step; NaN at step `poison`."""
     step = first
     while True:
@@ -52,7 +52,7 @@ def run(tmp_path, total=20, poison=None, **kwargs):
     return loop.train(
         Regression(noise=0.1),
         optax.adam(0.1),
-        lambda first: batches(first, poison),
+        lambda first, tables: batches(first, tables, poison),
         schedule,
         tmp_path,
         seed=3,
@@ -78,11 +78,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
     timeless = [
-        [
-            {k: v for k, v in row.items() if k != "wall_time" and "per_second" not in k}
-            for row in metrics.read(tmp_path / name)
-        ]
-        for name in ("whole", "cut")
+        [metrics.without_time(row) for row in metrics.read(tmp_path / name)] for name in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
 
@@ -107,7 +103,7 @@ def test_not_a_number_stops_the_run_and_names_step_and_batch(tmp_path):
 
 
 def test_a_signal_saves_and_the_run_resumes(tmp_path):
-    def interrupted(first):
+    def interrupted(first, tables):
         for number, batch in enumerate(batches(first), first + 1):
             if number == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -192,3 +188,117 @@ def test_a_measure_that_is_no_number_is_never_the_best(tmp_path):
         schedule={"best_measure": "dev/measure"},
     )
     assert Checkpoints(tmp_path / "checkpoints").best_value() is None
+
+
+def test_a_hook_writes_tables_that_later_batches_read(tmp_path):
+    """The table holds the step it was made at; batches carry it as their targets."""
+    read = []
+
+    class Hook:
+        every = 4
+
+        def __call__(self, state):
+            return {"shift": np.array([float(state.step)])}
+
+    def shifted(first, tables):
+        for number, batch in enumerate(batches(first), first + 1):
+            read.append((number, float(tables["shift"][0])))
+            yield {**batch, "y": batch["y"] + np.float32(tables["shift"][0])}
+
+    def train(folder, total):
+        schedule = loop.Schedule(total, log_every=3, eval_every=100, save_every=3, keep_checkpoints=1)
+        return loop.train(
+            Regression(), optax.adam(0.1), shifted, schedule, folder,
+            hooks=[Hook()], tables={"shift": np.zeros(1)},
+        )  # fmt: skip
+
+    whole = train(tmp_path / "whole", 11)
+    taken = dict(read[1:])  # the first is only looked at for its shapes
+    assert taken == {n: float((n - 1) // 4 * 4) for n in range(1, 12)}
+    # Step 6, the newest checkpoint when the table of step 8 was made, still names that of step 4.
+    made = {p.name for p in (tmp_path / "whole" / "tables").iterdir()}
+    assert made == {"shift-4.npy", "shift-8.npy"}
+    train(tmp_path / "cut", 6)
+    resumed = train(tmp_path / "cut", 11)
+    np.testing.assert_array_equal(whole.params["w"], resumed.params["w"])
+
+
+def test_a_run_stopped_where_an_evaluation_is_due_saves_first_and_evaluates_when_it_goes_on(tmp_path):
+    seen = []
+
+    def evaluator(state):
+        seen.append(int(state.step))
+        yield "dev/measure", 1.0 / (1 + int(state.step))
+
+    def stopping(first, tables):
+        for number, batch in enumerate(batches(first), first + 1):
+            if number == 10 and first == 0:  # made while step 9 runs; step 10 evaluates
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    def train(folder, stream):
+        schedule = loop.Schedule(20, log_every=4, eval_every=1, save_every=7, best_measure="dev/measure")
+        return loop.train(Regression(), optax.adam(0.1), stream, schedule, folder, evaluators=[evaluator])
+
+    with pytest.raises(Interrupted) as stop:
+        train(tmp_path / "cut", stopping)
+    assert seen[-1] < stop.value.step  # the state was saved without waiting for an evaluation
+    train(tmp_path / "cut", batches)
+    train(tmp_path / "whole", batches)
+    rows = [[metrics.without_time(row) for row in metrics.read(tmp_path / name)] for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    bests = [Checkpoints(tmp_path / name / "checkpoints").best_value() for name in ("whole", "cut")]
+    assert bests[0] == bests[1] == 0.5
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, capsys):
+    whole = run(tmp_path / "whole", save_every=4)
+    run(tmp_path / "cut", total=12, save_every=4)
+    newest = tmp_path / "cut" / "checkpoints" / "latest" / "12"
+    file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(file, 10)
+    resumed = run(tmp_path / "cut", save_every=4)
+    assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
+    np.testing.assert_array_equal(whole.params["w"], resumed.params["w"])
+
+
+def test_a_run_can_begin_with_given_parameters(tmp_path):
+    state = run(tmp_path, total=1, initialize=lambda params: {"w": np.full_like(params["w"], 7.0)})
+    np.testing.assert_allclose(state.params["w"], 7.0, atol=0.11)  # one step of Adam at 0.1
+    again = run(tmp_path, total=2, initialize=lambda params: {"w": np.full_like(params["w"], 50.0)})
+    assert np.max(np.abs(again.params["w"])) < 8  # only where it begins
+
+
+def test_the_moving_average_is_what_is_evaluated(tmp_path):
+    found = []
+
+    def evaluator(state):
+        found.append((np.array(state.eval_params["w"]), np.array(state.params["w"])))
+        yield "dev/measure", 0.5
+
+    run(tmp_path, total=10, evaluators=[evaluator], schedule={"average_decay": 0.9})
+    first, last = found
+    np.testing.assert_array_equal(first[0], first[1])
+    assert np.max(np.abs(last[0] - last[1])) > 1e-3
+
+
+def test_times_are_logged_apart_from_what_is_computed(tmp_path):
+    run(tmp_path)
+    row = metrics.read(tmp_path)[0]
+    times = {name.removeprefix("time/") for name in row if name.startswith("time/")}
+    assert times == {
+        "unix", "seconds", "steps_per_second", "tokens_per_second", "flops_per_second", "input_wait_seconds",
+        "compile_seconds", "step_seconds_median", "step_seconds_p95", "step_seconds_max",
+    }  # fmt: skip
+    assert row["time/compile_seconds"] > 0
+    assert row["time/step_seconds_median"] <= row["time/step_seconds_max"] <= row["time/seconds"]
+    assert set(metrics.without_time(row)) == {"step", "loss", "error", "grad_norm", "update_norm"}
+    total = sum(r["time/seconds"] for r in metrics.read(tmp_path))
+    assert metrics.training_seconds(tmp_path) == round(total, 1)
+
+
+def test_microbatches_are_announced_and_must_fit(tmp_path, capsys):
+    run(tmp_path / "fits", total=1, schedule={"microbatches": 2})
+    assert "in-batch negatives come from a query's own microbatch only" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="16 rows, which 8 devices times 4 microbatches do not divide"):
+        run(tmp_path / "not", schedule={"microbatches": 4})

@@ -1,0 +1,91 @@
+"""Parameters from another run to begin with: matched by path after rewriting, and every one accounted for."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from training.checkpoints import read_best_params
+from training.paths import map_with_path, paths
+
+Rule = tuple[str, str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of the parameters of either side.
+
+    Attributes:
+      loaded: target paths whose values came from the other run.
+      skipped: source paths that were not used, with the reason.
+      new: target paths that keep their fresh values.
+    """
+
+    loaded: tuple[str, ...]
+    skipped: dict[str, str]
+    new: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the report as text, one line a parameter that was skipped or is new."""
+        return [
+            f"loaded {len(self.loaded)} parameters, skipped {len(self.skipped)}, {len(self.new)} are new",
+            *(f"  skipped {path}: {reason}" for path, reason in self.skipped.items()),
+            *(f"  new {path}" for path in self.new),
+        ]
+
+
+def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[Any, Report]:
+    """Returns `params` with the values of another run's best checkpoint, and a report.
+
+    Args:
+      params: fresh parameters.
+      run_dir: the other run.
+      rules: (regular expression, replacement), applied to the other run's paths in turn, the first that is
+        found deciding; a replacement of None leaves the parameter out. A path that no rule is for stays.
+
+    Raises:
+      CheckpointError: the other run has no best checkpoint, or it is damaged.
+      ValueError: a rule for no parameter, two parameters that come to one path, or nothing to load.
+    """
+    _, source = read_best_params(Path(run_dir) / "checkpoints")
+    return merge(params, source, rules)
+
+
+def merge(params: Any, source: Any, rules: Sequence[Rule] = ()) -> tuple[Any, Report]:
+    """As `load`, from parameters that are there."""
+    wanted = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+    found: dict[str, tuple[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    used = set()
+    for path, value in zip(paths(source), jax.tree.leaves(source), strict=True):
+        target = path
+        for number, (pattern, replacement) in enumerate(rules):
+            if re.search(pattern, path):
+                used.add(number)
+                target = None if replacement is None else re.sub(pattern, replacement, path)
+                break
+        if target is None:
+            skipped[path] = "a rule leaves it out"
+        elif target not in wanted:
+            skipped[path] = f"there is no {target}"
+        elif np.shape(value) != np.shape(wanted[target]):
+            skipped[path] = f"its shape is {np.shape(value)}, that of {target} {np.shape(wanted[target])}"
+        elif target in found:
+            raise ValueError(f"rules: {found[target][0]} and {path} both become {target}")
+        else:
+            found[target] = path, value
+    for number, (pattern, _) in enumerate(rules):
+        if number not in used:
+            raise ValueError(f"rules: {pattern!r} is for no parameter; there are {', '.join(paths(source))}")
+    if not found:
+        raise ValueError(f"no parameter could be loaded: {skipped}")
+
+    def pick(path: str, leaf: Any) -> Any:
+        return np.asarray(found[path][1], leaf.dtype) if path in found else leaf
+
+    merged = map_with_path(pick, params)
+    return merged, Report(tuple(found), skipped, tuple(path for path in wanted if path not in found))
