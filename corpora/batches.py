@@ -1,12 +1,15 @@
 """Training batches as a function of (seed, step), the same whatever the number of processes.
 
-The global order of examples is drawn first (`grain`'s index shuffle, anew each epoch); the batch of
-a step is a slice of that order; a process takes its slice of the batch. So the position to save is
-the step, and a restart or another process count changes nothing.
+The global order of examples is drawn first (a permutation, anew each epoch); the batch of a step is a
+slice of that order; a process takes its slice of the batch. So the position to save is the step, and a
+restart or another process count changes nothing. The length that a batch is padded to, one of a few, is
+that of the whole batch: it too is the same on every process.
 
-Letters: B examples of this process, H listed negatives of a query, L length, P listed positives.
+Letters: B examples of a batch, H listed negatives of a query, L length, M mined negatives, P listed
+positives, W batches of a window.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,10 +17,13 @@ import grain
 import numpy as np
 
 from corpora.dataset import Dataset
+from corpora.lengths import bucket, ladder
+from corpora.random_bits import random_bits
 from corpora.tables import DataError
 from corpora.tokens import TokenTable
 
 Batch = dict[str, np.ndarray]
+_WINDOWS = 1  # tells the random numbers of windows from those of epochs
 
 
 class Order:
@@ -29,30 +35,79 @@ class Order:
       neighbors: how many consecutive examples stay together. Those of one file or story are each
         other's hard negatives in a batch. With more than 1, the `examples % neighbors` last ones of an
         epoch's cut are left out, others each epoch.
+      length_window: W, to put examples of like length together: of the examples of each W batches those
+        of one epoch are sorted by length and cut to batches again, whose order is shuffled. The
+        longest then pad only each other; but a query also meets only documents of like length as
+        its in-batch negatives, the more so the larger W. 0 for none.
+      lengths: int [examples], tokens of each; needed with a `length_window`.
 
     Raises:
-      ValueError: `neighbors` is below 1 or above `examples`.
+      ValueError: `neighbors` is below 1 or above `examples`; `length_window` is below 0, or given together
+        with neighbors, which it would part, or without `lengths`.
     """
 
-    def __init__(self, examples: int, seed: int, neighbors: int = 1):
+    def __init__(
+        self,
+        examples: int,
+        seed: int,
+        neighbors: int = 1,
+        *,
+        length_window: int = 0,
+        lengths: np.ndarray | None = None,
+    ):
         if not 1 <= neighbors <= examples:
             raise ValueError(f"neighbors is {neighbors}; allowed: 1 to {examples}, the number of examples")
-        self._examples, self._neighbors = examples, neighbors
-        self._blocks = examples // neighbors
-        self._order = grain.MapDataset.range(self._blocks).seed(seed).shuffle().repeat()
+        if length_window < 0 or (length_window and neighbors > 1):
+            raise ValueError(
+                f"length_window is {length_window} and neighbors {neighbors}; allowed: a length_window of 0 "
+                "or more, above 0 only with neighbors 1, for it parts them"
+            )
+        if length_window and (lengths is None or len(lengths) != examples):
+            given = "no" if lengths is None else len(lengths)
+            raise ValueError(f"length_window is {length_window} with {given} lengths; needed: {examples}")
+        self._examples, self._seed, self._neighbors = examples, seed, neighbors
+        self._window, self._lengths = length_window, lengths
+        # The same epoch, and window, is asked for many times over.
+        self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._batches = functools.lru_cache(maxsize=2)(self._grouped)
 
     def rows(self, step: int, batch_size: int, process: int = 0, processes: int = 1) -> np.ndarray:
         """Returns the examples of one process at one step, int64 [batch_size / processes]."""
         local = batch_size // processes
-        first = step * batch_size + process * local
-        return np.array([self._example(position) for position in range(first, first + local)])
+        if self._window:
+            window, number = divmod(step, self._window)
+            rows_B = self._batches(window, batch_size)[number]
+        else:
+            rows_B = np.concatenate(self._parts(step * batch_size, (step + 1) * batch_size))
+        return rows_B[process * local : (process + 1) * local]
 
-    def _example(self, position: int) -> int:
-        block, member = divmod(position, self._neighbors)
-        if self._neighbors == 1:
-            return self._order[block]
-        epoch = block // self._blocks
-        return (self._order[block] * self._neighbors + member + epoch) % self._examples
+    def _parts(self, start: int, end: int) -> list[np.ndarray]:
+        """The examples at positions start ... end - 1 of the shuffled order, those of each epoch apart."""
+        parts = []
+        while start < end:
+            epoch, first = divmod(start, self._examples - self._examples % self._neighbors)
+            parts.append(self._epoch(epoch)[first : first + end - start])
+            start += len(parts[-1])
+        return parts
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch in the order of their positions."""
+        blocks = np.random.default_rng((self._seed, epoch)).permutation(self._examples // self._neighbors)
+        members = blocks[:, None] * self._neighbors + np.arange(self._neighbors)
+        return (members.reshape(-1) + epoch) % self._examples if self._neighbors > 1 else blocks
+
+    def _grouped(self, window: int, batch_size: int) -> np.ndarray:
+        """The batches [W, B] of a window. Whatever it moves stays in its epoch."""
+        first, size = window * self._window * batch_size, self._window * batch_size
+        parts = self._parts(first, first + size)
+        by_length = [part[np.argsort(self._lengths[part], kind="stable")] for part in parts]
+        rows_WB = np.concatenate(by_length).reshape(self._window, batch_size)
+        epoch_WB = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).reshape(rows_WB.shape)
+        rng = np.random.default_rng((self._seed, window, _WINDOWS))
+        for epoch in range(len(parts)):
+            whole = np.flatnonzero((epoch_WB == epoch).all(axis=1))
+            rows_WB[whole] = rows_WB[rng.permutation(whole)]
+        return rows_WB
 
 
 class Pairs(NamedTuple):
@@ -97,6 +152,15 @@ def training_pairs(dataset: Dataset, split: str) -> Pairs:
     )
 
 
+def example_lengths(pairs: Pairs, query_tokens: TokenTable, document_tokens: TokenTable) -> np.ndarray:
+    """Returns int64 [examples], the tokens of each pair's query and document; for `Order`'s length_window.
+
+    Of a document in passages the longest counts. Drawn negatives do not, since every step draws others.
+    """
+    queries, documents = query_tokens.text_lengths(), document_tokens.text_lengths()
+    return queries[pairs.query_rows] + documents[pairs.document_rows]
+
+
 def contrastive(
     pairs: Pairs,
     query_tokens: TokenTable,
@@ -107,20 +171,27 @@ def contrastive(
     negatives: np.ndarray | None = None,
     negatives_per_query: int = 0,
     seed: int = 0,
-) -> Callable[[np.ndarray, int], Batch]:
-    """Returns the function that makes a batch of the given examples at a step.
+) -> Callable[..., Batch]:
+    """Returns the function `(examples [B] of the whole batch, step, part=all) -> batch of that part`.
 
     The batch has, for B examples and 1 + H documents each (the relevant one first):
     `query_{tokens,mask,segments}` [B, L], `document_{tokens,mask,segments}` [B, 1 + H, L],
-    `document_rows` [B, 1 + H] (-1: no document there) and `positives` [B, P], all int32.
+    `document_rows` [B, 1 + H] (-1: no document there) and `positives` [B, P], all int32. L is, for each
+    side, the shortest of `corpora.lengths.ladder` that holds the longest row of the whole batch, whatever
+    the `part`, a slice of it.
+
+    Where documents are passages, one passage drawn anew at each step stands for each: all passages of a
+    relevant document count as relevant, and those of another as not (Dai and Callan, 2019, "Deeper
+    Text Understanding for IR with Contextual Neural Language Modeling"). `document_rows` are documents.
 
     Args:
       pairs: the examples.
       query_tokens: in the row order of `pairs.query_ids`.
-      document_tokens: in the row order of the corpus.
-      query_length: tokens a query is cut or padded to; `document_length` likewise.
+      document_tokens: in the row order of the corpus; a PassageTable if documents are passages.
+      query_length: tokens a query is cut to; `document_length` likewise.
       negatives: int32 [queries, M], mined documents of each query, -1 beyond.
       negatives_per_query: H; drawn from `negatives` anew at each step by (seed, step, example).
+      seed: of what is drawn.
 
     Raises:
       ValueError: negatives are asked for and not given, or more than the table lists.
@@ -131,37 +202,40 @@ def contrastive(
         raise ValueError(
             f"negatives_per_query is {negatives_per_query}, but the table lists {negatives.shape[1]} a query"
         )
+    ladders = {"query": ladder(query_length), "document": ladder(document_length)}
 
-    def batch(examples_B: np.ndarray, step: int) -> Batch:
+    def cut(side: str, table: TokenTable, rows: np.ndarray, part: slice) -> Batch:
+        longest = min(table.longest(rows), ladders[side][-1])
+        arrays = table.rectangle(rows[part].reshape(-1), bucket(longest, ladders[side]))
+        return {f"{side}_{name}": x.reshape(*rows[part].shape, -1) for name, x in arrays.items()}
+
+    def batch(examples_B: np.ndarray, step: int, part: slice = slice(None)) -> Batch:
         query_rows_B = pairs.query_rows[examples_B]
         document_rows_BH = pairs.document_rows[examples_B][:, None]
+        bits = functools.partial(random_bits, seed, step, examples_B)
         if negatives_per_query:
-            drawn = [
-                _draw(row, negatives_per_query, np.random.default_rng((seed, step, int(example))))
-                for example, row in zip(examples_B, negatives[query_rows_B], strict=True)
-            ]
-            document_rows_BH = np.concatenate([document_rows_BH, np.stack(drawn)], axis=1)
-        queries = query_tokens.rectangle(query_rows_B, query_length)
-        documents = document_tokens.rectangle(document_rows_BH.reshape(-1), document_length)
-        shape = (*document_rows_BH.shape, document_length)
+            listed_BM = negatives[query_rows_B]
+            drawn_BH = _draw(listed_BM, negatives_per_query, bits(0, listed_BM.shape[1]))
+            document_rows_BH = np.concatenate([document_rows_BH, drawn_BH], axis=1)
+        passages_BH = document_tokens.draw(document_rows_BH, bits(1, document_rows_BH.shape[1]))
         return {
-            **{f"query_{name}": array for name, array in queries.items()},
-            **{f"document_{name}": array.reshape(shape) for name, array in documents.items()},
-            "document_rows": document_rows_BH.astype(np.int32),
-            "positives": pairs.positives[query_rows_B],
+            **cut("query", query_tokens, query_rows_B, part),
+            **cut("document", document_tokens, passages_BH, part),
+            "document_rows": document_rows_BH[part].astype(np.int32),
+            "positives": pairs.positives[query_rows_B[part]],
         }
 
     return batch
 
 
-def _draw(row_M: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of a query's negatives in random order, -1 where it has fewer."""
-    drawn = rng.permutation(row_M[row_M >= 0])[:count]
-    return np.pad(drawn, (0, count - len(drawn)), constant_values=-1)
+def _draw(listed_BM: np.ndarray, count: int, bits_BM: np.ndarray) -> np.ndarray:
+    """`count` of each query's negatives in random order, -1 where it has fewer."""
+    bits_BM = np.where(listed_BM < 0, np.uint64(2**64 - 1), bits_BM)
+    return np.take_along_axis(listed_BM, np.argsort(bits_BM, axis=1, kind="stable")[:, :count], axis=1)
 
 
 def stream(
-    make_batch: Callable[[np.ndarray, int], Batch],
+    make_batch: Callable[[np.ndarray, int, slice], Batch],
     order: Order,
     *,
     batch_size: int,
@@ -173,6 +247,8 @@ def stream(
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Yields this process's batches of steps first_step ... total_steps - 1, made ahead by threads.
 
+    `make_batch` is called with the examples of the whole batch, the step, and the slice of this process.
+
     Raises:
       ValueError: the batch does not divide among the processes.
     """
@@ -180,8 +256,10 @@ def stream(
         raise ValueError(f"batch_size {batch_size} does not divide among {processes} processes")
     if first_step >= total_steps:
         return iter(())
+    local = batch_size // processes
+    part = slice(process * local, (process + 1) * local)
     steps = grain.MapDataset.range(first_step, total_steps).map(
-        lambda step: make_batch(order.rows(int(step), batch_size, process, processes), int(step))
+        lambda step: make_batch(order.rows(int(step), batch_size), int(step), part)
     )
     return iter(
         steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))

@@ -15,11 +15,11 @@ import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from corpora import text_lines
 from corpora.tables import DataError, Document, Judgement, Query, Tables
 
 HEADER = ("query-id", "corpus-id", "score")
@@ -46,14 +46,14 @@ def read(folder: str | Path, *, splits: Iterable[str] | None = None, allow_missi
       DataError: on bad input, naming file, line (from 1) and field.
     """
     corpus, queries, qrels = _layout(Path(folder), splits)
-    documents = _documents(corpus, _objects(corpus))
-    asked = _queries(queries, _objects(queries))
+    documents = check_documents(corpus, _objects(corpus))
+    asked = check_queries(queries, _objects(queries))
     counts = {"empty_documents": 0, "duplicate_judgements": 0, "skipped_judgements": 0}
     counts["empty_documents"] = sum(not d.title.strip() and not d.text.strip() for d in documents.values())
     judged = {}
     for split, path in qrels.items():
         rows = _rows(path, asked, documents)
-        judged[split] = _judgements(path, rows, asked, documents, allow_missing, counts)
+        judged[split] = check_judgements(path, rows, asked, documents, allow_missing, counts)
     return Tables(list(documents.values()), list(asked.values()), judged, counts)
 
 
@@ -76,8 +76,8 @@ def write(folder: str | Path, tables: Tables) -> None:
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
     document_rows = [{"_id": d.doc_id, "title": d.title, "text": d.text} for d in tables.documents]
     query_rows = [{"_id": q.query_id, "text": q.text} for q in tables.queries]
-    documents = _documents(corpus, enumerate(document_rows, 1))
-    asked = _queries(queries, enumerate(query_rows, 1))
+    documents = check_documents(corpus, enumerate(document_rows, 1))
+    asked = check_queries(queries, enumerate(query_rows, 1))
     if not tables.qrels:
         raise DataError(f"{folder / 'qrels'}: no split to write")
     outputs = {}
@@ -86,7 +86,7 @@ def write(folder: str | Path, tables: Tables) -> None:
         if not split or split.startswith(".") or re.search(r"[/\\\0]", split):
             raise DataError(f"{path}: split {split!r} cannot name a file")
         rows = [[query_id, doc_id, str(relevance)] for query_id, doc_id, relevance in judgements]
-        _judgements(path, enumerate(rows, 2), asked, documents, False, {"duplicate_judgements": 0})
+        check_judgements(path, enumerate(rows, 2), asked, documents, False, {"duplicate_judgements": 0})
         outputs[path] = "".join("\t".join(row) + "\n" for row in [HEADER, *rows]).encode()
     outputs[queries] = _jsonl(query_rows)
     data = _jsonl(document_rows)
@@ -134,31 +134,8 @@ def _layout(folder: Path, splits: Iterable[str] | None) -> tuple[Path, Path, dic
     return corpus, queries, qrels
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number, line without its end), no blank lines at the end of the file."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number, blank = 0, 0
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):  # binary files split at b"\n" only
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    byte = f"byte 0x{error.object[error.start]:02x} at column {error.start + 1}"
-                    raise DataError(f"{path}:{number}: not UTF-8: {byte}") from None
-                text = text.removesuffix("\n").removesuffix("\r")
-                if not text.strip():
-                    blank = blank or number
-                elif blank:
-                    raise DataError(f"{path}:{blank}: empty line; they are allowed only at the end")
-                else:
-                    yield number, text
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: damaged gzip file: {error}") from None
-
-
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
+    for number, line in text_lines.read(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -172,7 +149,12 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _documents(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Document]:
+def check_documents(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Document]:
+    """Returns by id the documents of (line number, {"_id", "title", "text"}) rows that `path` holds.
+
+    Raises:
+      DataError: an id twice, a field missing or not a string, or no document; with file and line.
+    """
     documents, lines = {}, {}
     for number, row in rows:
         where = f"{path}:{number}"
@@ -186,7 +168,8 @@ def _documents(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> dict[s
     return documents
 
 
-def _queries(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Query]:
+def check_queries(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Query]:
+    """Returns by id the queries of (line number, {"_id", "text"}) rows; raises as `check_documents`."""
     queries, lines = {}, {}
     for number, row in rows:
         where = f"{path}:{number}"
@@ -239,7 +222,7 @@ def _rows(
 
     A file without one is taken as such only if its first line is a judgement of known ids.
     """
-    for number, line in _lines(path):
+    for number, line in text_lines.read(path):
         columns = line.split("\t")
         if number == 1:
             if tuple(column.strip() for column in columns) == HEADER:
@@ -250,7 +233,7 @@ def _rows(
         yield number, columns
 
 
-def _judgements(
+def check_judgements(
     path: Path,
     rows: Iterable[tuple[int, list[str]]],
     queries: dict[str, Query],
@@ -258,6 +241,14 @@ def _judgements(
     allow_missing: bool,
     counts: dict[str, int],
 ) -> list[Judgement]:
+    """Returns the judgements of (line number, [query id, document id, score]) rows.
+
+    `counts` is added to: `duplicate_judgements`, and `skipped_judgements` if `allow_missing`.
+
+    Raises:
+      DataError: a malformed row, two scores of one pair, unknown ids unless `allow_missing`, or no row left;
+        with file and line.
+    """
     judgements, seen, unknown = [], {}, []
     for number, columns in rows:
         where = f"{path}:{number}"

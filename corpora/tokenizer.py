@@ -50,6 +50,12 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_ends(self, texts: Sequence[str], max_length: int) -> list[tuple[list[int], list[int]]]:
+        """Returns the ids as `encode` does, and the place in the text, in characters, where each one ends."""
+        self._backend.enable_truncation(max(max_length, 1))
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in encodings]
+
     def tokens(self, text: str) -> list[str]:
         """Returns the subwords of a text, to look at."""
         self._backend.no_truncation()

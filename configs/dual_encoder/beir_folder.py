@@ -49,8 +49,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         split_identifiers=False,
         punctuation=not bag,
     )
-    config.text = dict(query_length=32, document_length=256, special_tokens=not bag, lead_length=0)
-    config.batch = dict(batch_size=given.batch, neighbors=1, negatives_per_query=given.negatives)
+    config.text = parts.text(32, 256, special_tokens=not bag)
+    config.batch = dict(
+        batch_size=given.batch, neighbors=1, negatives_per_query=given.negatives, length_window=0
+    )
     if given.negatives:
         config.batch.negatives = dict(
             name="dual_encoder.negatives.bm25", count=30, k1=0.9, b=0.4, title_weight=1.0, analyzer=stems
@@ -65,6 +67,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         model = dict(name="dual_encoder.towers.tied", tower=parts.transformer_tower(VOCAB_SIZE, 256, 4))
     config.task = parts.contrastive(model)
     config.optimizer = parts.adam(2e-3 if bag else 5e-4, given.steps, weight_decay=0.0 if bag else 0.01)
+    config.init_from = parts.init_from()
     config.schedule = parts.schedule(given.steps, evaluations=5)
     config.evaluation = parts.evaluation(
         analyzers=dict(words=dict(name="index.lexical.Analyzer", stop_words="english"), stems=stems),

@@ -44,18 +44,33 @@ def transformer_tower(vocab_size: int, width: int, num_layers: int, dtype: str =
 
 
 def contrastive(model: dict) -> dict:
-    """InfoNCE in both directions with a learned temperature."""
+    """InfoNCE in both directions with a learned temperature; MRR@10 within the batch is logged."""
     return dict(
         name="dual_encoder.task.Contrastive",
         model=model,
         objective=dict(name="dual_encoder.objectives.symmetric_info_nce"),
         temperature=0.05,
         learn_temperature=True,
+        measures={"mrr@10": dict(name="eval.on_device.mrr", topn=10)},
+    )
+
+
+def text(query_length: int, document_length: int, *, special_tokens: bool, lead_length: int = 0) -> dict:
+    """Lengths and framing, without prompts or passages; see corpora.tokens.TextSettings."""
+    return dict(
+        query_length=query_length,
+        document_length=document_length,
+        special_tokens=special_tokens,
+        lead_length=lead_length,
+        query_template="",
+        document_template="",
+        passage_stride=0,
     )
 
 
 def adam(peak: float, steps: int, weight_decay: float = 0.0) -> dict:
-    """AdamW, clipped, warmed up over the first twentieth and then down a cosine to zero."""
+    """AdamW, clipped, warmed up over the first twentieth and then down a cosine to zero; only tables and
+    kernels decay."""
     if steps < 2:
         raise ValueError(f"config argument steps={steps}; it must be at least 2")
     return dict(
@@ -64,15 +79,20 @@ def adam(peak: float, steps: int, weight_decay: float = 0.0) -> dict:
         optimizer=dict(
             name="optax.adamw",
             weight_decay=weight_decay,
+            mask=dict(name="training.optimizers.matrices"),
             learning_rate=dict(
-                name="optax.warmup_cosine_decay_schedule",
-                init_value=0.0,
-                peak_value=peak,
+                name="training.schedules.cosine",
+                peak=peak,
                 warmup_steps=max(1, steps // 20),
-                decay_steps=steps,
+                total_steps=steps,
             ),
         ),
     )
+
+
+def init_from() -> dict:
+    """No other run: parameters begin at random."""
+    return dict(run="", rules=())
 
 
 def schedule(steps: int, evaluations: int) -> dict:
@@ -84,6 +104,8 @@ def schedule(steps: int, evaluations: int) -> dict:
         save_every=max(1, steps // evaluations),
         best_measure="dev/mrr@10",
         keep_checkpoints=2,
+        microbatches=1,
+        average_decay=0.0,
     )
 
 
@@ -100,4 +122,5 @@ def evaluation(analyzers: dict, k1: tuple, b: tuple, title_weight: tuple, plain:
         fusion_weights=tuple(i / 10 for i in range(11)),
         bm25_plain=dict(k1=1.5, b=0.75, analyzer=analyzers[plain]),
         bm25_grid=dict(k1=k1, b=b, title_weight=title_weight, analyzers=analyzers),
+        drop_same_id=False,
     )

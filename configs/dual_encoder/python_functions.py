@@ -37,8 +37,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.seed = 0
     config.data = dict(name="corpora.sources.python_functions.load", root=given.root)
     config.tokenizer = dict(name="corpora.tokenizer.train_bpe", vocab_size=VOCAB_SIZE, punctuation=False)
-    config.text = dict(query_length=48, document_length=112, special_tokens=False, lead_length=4)
-    config.batch = dict(batch_size=1_024, neighbors=4)
+    config.text = parts.text(48, 112, special_tokens=False, lead_length=4)
+    config.batch = dict(batch_size=1_024, neighbors=4, length_window=0)
     config.task = parts.contrastive(
         dict(
             name="dual_encoder.towers.shared_embedding",
@@ -49,6 +49,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         )
     )
     config.optimizer = parts.adam(2e-3, given.steps)
+    config.init_from = parts.init_from()
     config.schedule = parts.schedule(given.steps, evaluations=6)
     config.evaluation = parts.evaluation(
         analyzers=dict(

@@ -6,11 +6,12 @@ configs into a folder named by the fingerprint and reads them back.
 """
 
 import abc
+import re
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from corpora.tables import Tables
+from corpora.tables import DataError, Tables
 
 _TEXT = tfds.features.Text()
 FEATURES = {
@@ -50,6 +51,11 @@ class TablesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         tables = self.tables()
         config = self.builder_config.name
         if config == "qrels":
+            for split in tables.qrels:
+                if not re.fullmatch(r"[\w-]+", split):  # of TFDS; what else it writes, it cannot read
+                    raise DataError(
+                        f"{self.name}: split {split!r}; allowed in its name: letters, digits, _ and -"
+                    )
             return {split: self._generate_examples(rows) for split, rows in tables.qrels.items() if rows}
         return {config: self._generate_examples(getattr(tables, config))}
 

@@ -18,6 +18,10 @@ from training.task import Task
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "python_functions": ["", "root=/a,steps=10"],
+    "triples": ["file=x", "file=x,negatives=0,limit=9,dev=0.1,encoder=transformer,steps=7"],
+    "msmarco": ["folder=x", "folder=x,test=dev,encoder=bag,negatives=2,steps=7"],
+    "fairytaleqa": ["", "folder=x,steps=9"],
+    "medquad": ["", "folder=x,steps=9"],
     "beir_folder": ["folder=x", "folder=x,encoder=transformer,steps=7,negatives=1,batch=8"],
 }
 FILES = {path.stem: path for path in sorted((ROOT / "configs").rglob("*.py"))}

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpora import batches, tokenizer
+from corpora.lengths import ladder
 from corpora.tables import DataError, Document
-from corpora.tokens import TextSettings
+from corpora.tokens import PassageTable, TextSettings, TokenTable
 
 QRELS = {"q1": {"d0": 1, "d2": 1}, "q2": {"d1": 1, "d0": 0}, "q3": {"d3": 0}, "q4": {"d3": 2}}
 
@@ -122,3 +125,177 @@ def test_a_batch_that_does_not_divide_is_refused(make_batch):
         batches.stream(
             make_batch(), batches.Order(4, 0), batch_size=3, first_step=0, total_steps=1, processes=2
         )
+
+
+def table(lengths, document_of_row=None):
+    """A table of rows of the given lengths: row 3 is 3 3 3 ..."""
+    fields = dict(
+        tokens=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        segments=np.zeros(sum(lengths), np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        pad_id=-9,
+    )
+    return TokenTable(**fields) if document_of_row is None else PassageTable(**fields, **document_of_row)
+
+
+def one_to_one(count):
+    rows = np.arange(count, dtype=np.int32)
+    return batches.Pairs(rows, rows, rows[:, None], [f"q{row}" for row in rows])
+
+
+def test_a_batch_is_padded_to_the_shortest_length_that_holds_it():
+    queries = table([3, 5, 20, 2])
+    documents = table([10, 70, 20, 40, 101, 30])
+    make = batches.contrastive(one_to_one(4), queries, documents, query_length=32, document_length=100)
+
+    def lengths(examples, **kwargs):
+        batch = make(np.array(examples), 0, **kwargs)
+        return batch["query_tokens"].shape[-1], batch["document_tokens"].shape[-1]
+
+    assert ladder(32) == (16, 32)
+    assert ladder(100) == (16, 32, 48, 64, 80, 96, 100)
+    assert lengths([0]) == (16, 16)
+    assert lengths([0, 2]) == (32, 32)
+    assert lengths([0, 1]) == (16, 80)
+    # Of a part it is the whole batch's.
+    assert lengths([0, 1, 2, 3], part=slice(0, 1)) == (32, 80)
+    # A drawn negative counts too, and one above the longest length is cut.
+    for negative, length in ((4, 100), (5, 32)):
+        drawn = batches.contrastive(
+            one_to_one(4),
+            queries,
+            documents,
+            query_length=32,
+            document_length=100,
+            negatives=np.full((4, 1), negative, np.int32),
+            negatives_per_query=1,
+        )(np.array([0]), 0)
+        assert drawn["document_tokens"].shape == (1, 2, length)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_get_parts_of_one_padded_batch(processes):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 4, 40)
+    documents = table(
+        rng.integers(1, 90, counts.sum()),
+        {"document_of_row": np.repeat(np.arange(40, dtype=np.int32), counts)},
+    )
+    queries, pairs = table(rng.integers(1, 40, 40)), one_to_one(40)
+    lengths = batches.example_lengths(pairs, queries, documents)
+    order = batches.Order(40, 5, length_window=3, lengths=lengths)
+    make = batches.contrastive(
+        pairs,
+        queries,
+        documents,
+        query_length=40,
+        document_length=90,
+        negatives=rng.integers(-1, 40, (40, 5)).astype(np.int32),
+        negatives_per_query=2,
+        seed=5,
+    )
+
+    def stream(first_step, process, processes):
+        return list(
+            batches.stream(
+                make, order, batch_size=8, first_step=first_step, total_steps=12, process=process,
+                processes=processes,
+            )
+        )  # fmt: skip
+
+    whole = stream(0, 0, 1)
+    parts = [stream(7, process, processes) for process in range(processes)]
+    assert len({batch["document_tokens"].shape for batch in whole}) > 1
+    for step, of_processes in zip(range(7, 12), zip(*parts, strict=True), strict=True):
+        for name, array in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in of_processes]), array)
+
+
+def test_every_passage_of_a_document_stands_for_it_and_the_document_is_named():
+    # Documents 0, 1, 2 have passages {0, 1, 2}, {3}, {4, 5}; passage p is p tokens of p.
+    documents = table([1, 1, 2, 3, 4, 5], {"document_of_row": np.array([0, 0, 0, 1, 2, 2], np.int32)})
+    pairs = batches.Pairs(np.array([0]), np.array([0]), np.array([[0]]), ["q"])
+    make = batches.contrastive(
+        pairs, table([1]), documents, query_length=1, document_length=5,
+        negatives=np.array([[2, -1]], np.int32), negatives_per_query=2,
+    )  # fmt: skip
+    seen = set()
+    for step in range(40):
+        batch = make(np.array([0]), step)
+        np.testing.assert_array_equal(batch["document_rows"], [[0, 2, -1]])
+        np.testing.assert_array_equal(batch["positives"], [[0]])
+        tokens = batch["document_tokens"][0, :, 0]
+        assert tokens[2] == -9
+        seen.add((tokens[0], tokens[1]))
+    assert seen == {(positive, negative) for positive in (0, 1, 2) for negative in (4, 5)}
+    np.testing.assert_array_equal(batches.example_lengths(pairs, table([4]), documents), [4 + 2])
+
+
+@given(
+    examples=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    length_window=st.integers(1, 7),
+    seed=st.integers(0, 3),
+)
+def test_grouped_by_length_every_example_still_comes_once_an_epoch(examples, batch_size, length_window, seed):
+    lengths = np.random.default_rng(seed).integers(1, 50, examples)
+    order = batches.Order(examples, seed, length_window=length_window, lengths=lengths)
+    steps = -(-3 * examples // batch_size)
+    rows = np.concatenate([order.rows(step, batch_size) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(rows[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+def test_a_window_is_sorted_and_its_batches_shuffled_by_hand():
+    lengths = np.array([6, 1, 5, 2, 4, 3, 8, 7])
+    plain = batches.Order(8, seed=4)
+    grouped = batches.Order(8, seed=4, length_window=2, lengths=lengths)
+    firsts = set()
+    for window in range(12):  # two windows of two batches of two make an epoch
+        before = np.concatenate([plain.rows(2 * window + number, 2) for number in range(2)])
+        found = [grouped.rows(2 * window + number, 2).tolist() for number in range(2)]
+        ordered = sorted(before.tolist(), key=lambda example: lengths[example])
+        assert sorted(found, key=lambda batch: lengths[batch[0]]) == [ordered[:2], ordered[2:]]
+        firsts.add(found[0] == ordered[:2])
+    assert firsts == {True, False}
+
+
+def test_grouping_by_length_lowers_the_share_of_padding_and_shapes_stay_few():
+    rng = np.random.default_rng(0)
+    count, batch_size = 4_000, 64
+    queries = table(rng.integers(4, 17, count))
+    documents = table(np.clip(rng.lognormal(4, 0.8, count).astype(int), 1, 256))
+    pairs = one_to_one(count)
+    make = batches.contrastive(pairs, queries, documents, query_length=32, document_length=256)
+
+    def padding(**kwargs):
+        order = batches.Order(count, 0, **kwargs)
+        made = [make(order.rows(step, batch_size), step) for step in range(48)]
+        masks = [batch[f"{side}_mask"] for batch in made for side in ("query", "document")]
+        shapes = {(batch["query_mask"].shape, batch["document_mask"].shape) for batch in made}
+        assert len(shapes) <= len(ladder(32)) * len(ladder(256))
+        return 1 - sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks), shapes
+
+    apart, _ = padding()
+    grouped, shapes = padding(length_window=16, lengths=batches.example_lengths(pairs, queries, documents))
+    assert len(shapes) > 3
+    # 4 to 16 of a query's 16 tokens are padding either way, and of documents up to a fifth.
+    assert apart > 0.6
+    assert grouped < 0.25
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"length_window": -1}, "length_window is -1 and neighbors 1; allowed"),
+        (
+            {"length_window": 2, "neighbors": 2},
+            "length_window is 2 and neighbors 2; .* only with neighbors 1",
+        ),
+        ({"length_window": 2, "lengths": None}, "length_window is 2 with no lengths; needed: 4"),
+        ({"length_window": 2, "lengths": np.ones(3)}, "length_window is 2 with 3 lengths; needed: 4"),
+    ],
+)
+def test_a_wrong_window_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        batches.Order(4, 0, **{"lengths": np.ones(4), **kwargs})

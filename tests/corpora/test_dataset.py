@@ -63,6 +63,12 @@ def test_beir_folder(beir):
         data.split("train")
 
 
+def test_a_split_that_could_not_be_read_back_is_refused(beir):
+    (beir / "qrels" / "test.tsv").rename(beir / "qrels" / "dev.small.tsv")
+    with pytest.raises(DataError, match=r"split 'dev\.small'; allowed in its name: letters, digits, _ and -"):
+        beir_folder.load(folder=str(beir))
+
+
 def test_python_functions(tmp_path):
     (tmp_path / "code" / "pkg").mkdir(parents=True)
     for number, name in enumerate(["mod", "b", "c", "d"]):

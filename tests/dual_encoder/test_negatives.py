@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from corpora.batches import Pairs
-from corpora.tables import Document
+from corpora.tables import DataError, Document
 from dual_encoder import negatives
 
 DOCUMENTS = [
@@ -33,3 +33,20 @@ def test_mined_negatives_are_ranked_by_bm25_and_hold_no_positive():
     np.testing.assert_array_equal(skipped[0], [2, -1, -1])
     with pytest.raises(ValueError, match="count is 0"):
         negatives.bm25(dataset, pairs, count=0)
+
+
+def test_judged_negatives_are_the_documents_of_relevance_0_in_their_order():
+    train = {"q0": {"d4": 0, "d0": 1, "d2": -1, "d5": 0}, "q1": {"d5": 2}, "other": {"d1": 0}}
+    splits = {"train": train, "positive": {"q1": {"d5": 2}}}
+    dataset = SimpleNamespace(
+        name="toy", doc_ids=[document.doc_id for document in DOCUMENTS], split=splits.__getitem__
+    )
+    pairs = Pairs(np.array([0, 1]), np.array([0, 5]), np.array([[0], [5]]), ["q0", "q1"])
+    np.testing.assert_array_equal(
+        negatives.judged(dataset, pairs, count=4), [[4, 2, 5, -1], [-1, -1, -1, -1]]
+    )
+    np.testing.assert_array_equal(negatives.judged(dataset, pairs, count=2)[0], [4, 2])
+    with pytest.raises(DataError, match="toy: split 'positive' judges no document not relevant"):
+        negatives.judged(dataset, pairs, count=2, split="positive")
+    with pytest.raises(ValueError, match="count is 0"):
+        negatives.judged(dataset, pairs, count=0)
