@@ -4,7 +4,7 @@ Letters: B queries, H listed negatives of each, L length, N = B (1 + H) document
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,9 +39,12 @@ class Contrastive:
       learn_temperature: whether it is trained with the model, as min_temperature + exp(parameter).
       min_temperature: what a learned temperature stays above; 0.01 as in CLIP (Radford et al., 2021),
         where it is a clip, at which a temperature would get no gradient any more.
+      measures: by name, functions of `eval.on_device` that wait for their arrays. Each is logged as
+        `batch/<name>`, its mean over queries, which rank the documents that their loss compares; a tie is
+        lost, as for `accuracy`. Their product of the vectors is the objective's, which XLA computes once.
 
     Raises:
-      ValueError: a temperature that is not positive.
+      ValueError: a temperature that is not positive, or a measure that is no function.
     """
 
     model: DualEncoder
@@ -49,6 +52,7 @@ class Contrastive:
     temperature: float = 0.05
     learn_temperature: bool = False
     min_temperature: float = 0.01
+    measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -58,6 +62,11 @@ class Contrastive:
                 f"min_temperature is {self.min_temperature}; it must be positive and below temperature, "
                 f"{self.temperature}"
             )
+        for name, measure in self.measures.items():
+            if not callable(measure):
+                raise ValueError(
+                    f"measures[{name!r}] is {measure!r}; allowed: a function such as eval.on_device.mrr"
+                )
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
         params = self.model.init(rng, queries(batch), documents(batch))["params"]
@@ -73,20 +82,26 @@ class Contrastive:
             {"params": params["model"]}, queries(batch), documents(batch), train=train, rngs={"dropout": rng}
         )
         labels_B = jnp.arange(query_BD.shape[0]) * batch["document_rows"].shape[1]
+        where_BN = objectives.candidates(batch["positives"], batch["document_rows"].reshape(-1), labels_B)
         temperature = self.current_temperature(params)
         loss, metrics = self.objective(
-            query_BD,
-            document_ND,
-            labels=labels_B,
-            where=objectives.candidates(batch["positives"], batch["document_rows"].reshape(-1), labels_B),
-            temperature=temperature,
+            query_BD, document_ND, labels=labels_B, where=where_BN, temperature=temperature
         )
-        return loss, (state, {**metrics, "temperature": temperature})
+        measured = self._measure(query_BD, document_ND, labels_B, where_BN) if self.measures else {}
+        return loss, (state, {**metrics, **measured, "temperature": temperature})
 
     def current_temperature(self, params: Any) -> jax.Array:
         if not self.learn_temperature:
             return jnp.float32(self.temperature)
         return self.min_temperature + jnp.exp(params["log_temperature"])
+
+    def _measure(self, query_BD, document_ND, labels_B, where_BN) -> Metrics:
+        scores_BN = jax.lax.stop_gradient(query_BD @ document_ND.T)
+        own_BN = (labels_B[:, None] == jnp.arange(scores_BN.shape[1])[None, :]).astype(jnp.int32)
+        return {
+            f"batch/{name}": measure(scores_BN, own_BN, where=where_BN, tie_rank=own_BN).mean()
+            for name, measure in self.measures.items()
+        }
 
 
 def queries(batch: Batch) -> dict[str, jax.Array]:

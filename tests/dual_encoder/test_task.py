@@ -1,5 +1,6 @@
 """The contrastive Task: its loss by hand, temperature, and the same loss and gradients on 1 and 8 devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dual_encoder.objectives import info_nce, symmetric_info_nce
+from dual_encoder import task as task_module
+from dual_encoder.objectives import candidates, info_nce, symmetric_info_nce
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
+from eval import measures, on_device
 from training import mesh as meshes
 from training.build import build
 
@@ -102,6 +105,59 @@ def test_eight_devices_equal_one(encoder, objective):
     assert one[0] == pytest.approx(eight[0], rel=1e-6)
     for a, b in zip(jax.tree.leaves(one_grads), jax.tree.leaves(eight_grads), strict=True):
         assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(b))
+
+
+def test_measures_are_those_of_the_batch_as_a_corpus():
+    of, arrays = task(), batch(rows=16)
+    names = {
+        "mrr@20": functools.partial(on_device.mrr, topn=20),
+        "ndcg@30": functools.partial(on_device.ndcg, topn=30),
+    }
+    measured = dataclasses.replace(of, measures=names)
+    params, _ = of.init(jax.random.key(1), arrays)
+    (loss, (_, plain)), grads = loss_and_gradients(of, params, arrays)
+    (same_loss, (_, metrics)), same_grads = loss_and_gradients(measured, params, arrays)
+    assert metrics.keys() - plain.keys() == {"batch/mrr@20", "batch/ndcg@30"}
+    assert float(same_loss) == float(loss)
+    jax.tree.map(np.testing.assert_array_equal, same_grads, grads)
+
+    variables = {"params": params["model"]}
+    query_BD, document_ND = of.model.apply(
+        variables, task_module.queries(arrays), task_module.documents(arrays)
+    )
+    scores_BN, labels_B = np.asarray(query_BD @ document_ND.T), np.arange(16) * 3
+    where_BN = candidates(arrays["positives"], arrays["document_rows"].reshape(-1), labels_B)
+    qrels = {f"q{i}": {f"d{own}": 1} for i, own in enumerate(labels_B)}
+    run = {f"q{i}": {f"d{n}": scores_BN[i, n] for n in np.flatnonzero(where_BN[i])} for i in range(16)}
+    for name, value in measures.means(measures.evaluate(qrels, run, list(names))).items():
+        assert 0 < value < 1
+        assert float(metrics[f"batch/{name}"]) == pytest.approx(value, rel=1e-5)
+
+    mesh = meshes.data_mesh()
+    placed = meshes.replicate(params, mesh), meshes.shard_batch(arrays, mesh)
+    (_, (_, sharded)), _ = loss_and_gradients(measured, *placed)
+    for name in names:
+        assert float(sharded[f"batch/{name}"]) == pytest.approx(float(metrics[f"batch/{name}"]), rel=1e-6)
+
+
+def test_vectors_that_are_all_the_same_have_no_good_measure():
+    measured = dataclasses.replace(task(), measures={"mrr": on_device.mrr})
+    arrays = batch()
+    arrays = {name: np.ones_like(x) for name, x in arrays.items()} | {
+        "document_rows": np.arange(24, dtype=np.int32).reshape(8, 3),
+        "positives": np.arange(0, 24, 3, dtype=np.int32)[:, None],
+    }
+    params, _ = measured.init(jax.random.key(1), arrays)
+    (_, (_, metrics)), _ = loss_and_gradients(measured, params, arrays)
+    assert float(metrics["batch/mrr"]) == pytest.approx(1 / 24)  # the last of a tie, as for accuracy
+    assert float(metrics["accuracy"]) == 0
+
+
+def test_a_measure_that_is_no_function_is_refused():
+    with pytest.raises(
+        ValueError, match=r"measures\['mrr@10'\] is 'eval.on_device.mrr'; allowed: a function"
+    ):
+        Contrastive(None, measures={"mrr@10": "eval.on_device.mrr"})
 
 
 def test_a_learned_temperature_starts_where_it_is_told_and_has_a_gradient():

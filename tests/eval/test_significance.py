@@ -136,3 +136,31 @@ def test_speed():
     start = time.process_time()
     significance.randomization_test(first, second, samples=10_000)
     assert time.process_time() - start < 2
+
+
+def test_holm_by_hand():
+    # In order 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.5.
+    assert significance.holm([0.03, 0.5, 0.01, 0.02]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    # 3 x 0.4 is cut at 1, and no later one may be below it.
+    assert significance.holm([0.6, 0.4, 0.5]) == [1.0, 1.0, 1.0]
+    # 3 x 0.01 = 0.03; 2 x 0.011 = 0.022 is raised to it.
+    assert significance.holm([0.01, 0.011, 0.9]) == pytest.approx([0.03, 0.03, 0.9])
+    assert significance.holm([0.2]) == [0.2]
+    assert significance.holm([]) == []
+    with pytest.raises(ValueError, match=r"p_values has 1.5; allowed: 0 to 1"):
+        significance.holm([0.1, 1.5])
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_as_the_stepwise_procedure(p_values, level):
+    # Holm's own words: reject from the smallest on, while p_(i) <= level / (m - i + 1).
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    rejected = list(
+        itertools.takewhile(
+            lambda i: p_values[i] * (len(p_values) - order.index(i)) <= level,
+            order,
+        )
+    )
+    corrected = significance.holm(p_values)
+    assert {i for i, p in enumerate(corrected) if p <= level} == set(rejected)
+    assert all(p <= c <= min(1, len(p_values) * p) for p, c in zip(p_values, corrected, strict=True))
