@@ -45,7 +45,12 @@ setup(
         "console_scripts": [
             "retrievax-train=experiments.train:main",
             "retrievax-evaluate=experiments.evaluate:main",
+            "retrievax-checkpoints=experiments.checkpoints:main",
             "retrievax-search=experiments.search:main",
+            "retrievax-encode=experiments.encode:main",
+            "retrievax-rerank=experiments.rerank:main",
+            "retrievax-compare=experiments.compare:main",
+            "retrievax-average=experiments.average:main",
         ]
     },
 )

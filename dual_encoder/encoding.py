@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from corpora import lengths
 from corpora.tokens import TokenTable
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from dual_encoder.towers import DualEncoder
@@ -18,7 +19,9 @@ from training import mesh as meshes
 from training.checkpoints import read_best
 from training.progress import Progress
 
-_SHORTEST = 16
+# Positions computed at a time by a stack of layers, padding included: on a CPU so few that its
+# activations stay in the cache, elsewhere enough to keep a device busy.
+_POSITIONS_CPU, _POSITIONS = 2_048, 32_768
 
 
 class Encoder:
@@ -26,49 +29,105 @@ class Encoder:
 
     Args:
       model: the dual encoder.
-      batch_size: texts at a time; rounded up to a multiple of the devices.
+      batch_size: texts at a time, at most; rounded up to a multiple of the devices. A Transformer takes
+        fewer of long texts, by the kind of device.
       mesh: devices that share a batch; all of them by default.
+
+    Attributes:
+      padding: the share of the positions computed by the last call that were padding.
     """
 
     def __init__(self, model: DualEncoder, *, batch_size: int = 256, mesh: Mesh | None = None):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._mesh = meshes.data_mesh() if mesh is None else mesh
-        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        self._query = _jitted(model, model.encode_query)
-        self._document = _jitted(model, model.encode_document)
+        self._batch_size = batch_size
+        self.padding = 0.0
+        on_cpu = self._mesh.devices.flat[0].platform == "cpu"
+        self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * self._mesh.size
+        self._query = _Side(model, model.query, model.encode_query)
+        self._document = _Side(model, model.document, model.encode_document)
 
     def place(self, params: Any) -> Any:
         """Copies parameters to the devices once, rather than at every call."""
         return meshes.replicate(params, self._mesh)
 
-    def queries(self, params: Any, table: TokenTable, max_length: int) -> np.ndarray:
-        """Returns float32 [N, D], in the table's order."""
-        return self._encode(self._query, params, table, max_length, title="")
+    def queries(
+        self,
+        params: Any,
+        table: TokenTable,
+        max_length: int,
+        *,
+        report: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Returns float32 [N, D], in the table's order; `report` as in `documents`."""
+        return self._encode(self._query, params, table, max_length, title="", report=report)
 
-    def documents(self, params: Any, table: TokenTable, max_length: int, *, title: str = "") -> np.ndarray:
-        """Returns float32 [N, D], in the table's order; `title` names the work where progress is shown."""
-        return self._encode(self._document, params, table, max_length, title=title)
+    def documents(
+        self,
+        params: Any,
+        table: TokenTable,
+        max_length: int,
+        *,
+        title: str = "",
+        report: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Returns float32 [N, D], in the table's order.
 
-    def _encode(self, encode: Callable, params: Any, table: TokenTable, max_length: int, *, title: str):
+        `title` names the work where progress is shown; `report` is told after each batch how many are done.
+        """
+        return self._encode(self._document, params, table, max_length, title=title, report=report)
+
+    def _encode(
+        self,
+        side: "_Side",
+        params: Any,
+        table: TokenTable,
+        max_length: int,
+        *,
+        title: str,
+        report: Callable[[int], None] | None = None,
+    ):
         lengths_N = np.minimum(np.diff(table.offsets), max_length)
-        by_length = np.argsort(lengths_N, kind="stable")
+        longest_first = np.argsort(-lengths_N, kind="stable")
+        ladder = lengths.ladder(max_length)
         progress = Progress(len(table), unit="text", title=title) if title else None
         vectors_ND = None
-        for start in range(0, len(table), self._batch_size):
-            rows_B = by_length[start : start + self._batch_size]
-            length = bucket(int(lengths_N[rows_B[-1]]), max_length)
-            padded_B = np.pad(rows_B, (0, self._batch_size - len(rows_B)), constant_values=-1)
+        done = computed = 0
+        while done < len(table):
+            length = lengths.bucket(int(lengths_N[longest_first[done]]), ladder)
+            size = self._rows(length, by_position=side.by_position)
+            rows_B = longest_first[done : done + size]
+            padded_B = np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1)
             batch = meshes.shard_batch(table.rectangle(padded_B, length), self._mesh)
-            encoded_BD = np.asarray(encode(params, batch))
+            encoded_BD = np.asarray(side.encode(params, batch))
             if vectors_ND is None:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
             vectors_ND[rows_B] = encoded_BD[: len(rows_B)]
+            done += len(rows_B)
+            computed += size * length
             if progress:
-                progress.update(start + len(rows_B))
+                progress.update(done)
+            if report:
+                report(done)
+        self.padding = 1 - int(lengths_N.sum()) / computed if computed else 0.0
         if progress:
+            progress.say(f"encoded {len(table):,} texts, padding {self.padding:.1%}")
             progress.close()
         return np.zeros((0, 0), np.float32) if vectors_ND is None else vectors_ND
+
+    def _rows(self, length: int, *, by_position: bool) -> int:
+        """How many texts of a compiled length are encoded at a time."""
+        rows = min(self._batch_size, self._positions // length) if by_position else self._batch_size
+        return -(-max(rows, 1) // self._mesh.size) * self._mesh.size
+
+
+class _Side:
+    """One side's compiled function, and whether its cost goes by positions (layers), not by texts (a bag)."""
+
+    def __init__(self, model: DualEncoder, tower: Any, method: Callable):
+        self.encode = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method=method))
+        self.by_position = hasattr(getattr(tower, "encoder", None), "num_layers")
 
 
 def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
@@ -81,15 +140,3 @@ def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
     params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
     step, params, _ = read_best(Path(run_dir) / "checkpoints", params, state)
     return step, jax.device_get(params["model"])
-
-
-def bucket(length: int, max_length: int) -> int:
-    """Returns the compiled length for rows of at most `length` tokens: a power of two, or `max_length`."""
-    size = _SHORTEST
-    while size < length:
-        size *= 2
-    return min(size, max_length)
-
-
-def _jitted(model: DualEncoder, method: Callable) -> Callable:
-    return jax.jit(lambda params, batch: model.apply({"params": params}, batch, method=method))

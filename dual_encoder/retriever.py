@@ -18,22 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset, open_prepared
 from corpora.tables import DataError
-from corpora.tokenizer import Tokenizer
-from corpora.tokens import TextSettings
-from dual_encoder.encoding import Encoder, best_params
-from dual_encoder.towers import DualEncoder
+from dual_encoder import vectors
+from dual_encoder.trained import Trained
 from eval import fusion
-from index import exact, lexical
+from index import exact, lexical, passages
 from training.build import build
-from training.mesh import data_mesh
 
 SYSTEMS = ("hybrid", "dual_encoder", "bm25")
 FUSION_DEPTH = 1_000  # documents of either system that their fusion looks at
-TOKENIZER_FILE = "tokenizer.json"
-_MANIFEST, _VECTORS, _BM25 = "manifest.json", "vectors.npy", "bm25"
+_MANIFEST, _VECTORS, _BM25 = "manifest.json", "vectors", "bm25"
 
 
 class Hit(NamedTuple):
@@ -51,10 +46,8 @@ class Retriever:
 
     Args:
       dataset: the collection.
-      tokenizer: the run's.
-      settings: how queries become tokens.
-      model: the dual encoder, and its parameters `params`.
-      vectors_ND: float32 [N, D], documents in row order.
+      trained: the dual encoder, which here reads one query at a time.
+      store: the vectors of the documents, or of their passages: a document is scored by its best.
       bm25: over the same documents.
       weight: of the dual encoder in the fusion, 0 to 1.
     """
@@ -62,19 +55,14 @@ class Retriever:
     def __init__(
         self,
         dataset: Dataset,
-        tokenizer: Tokenizer,
-        settings: TextSettings,
-        model: DualEncoder,
-        params: Any,
-        vectors_ND: np.ndarray,
+        trained: Trained,
+        store: vectors.VectorStore,
         bm25: lexical.BM25,
         weight: float,
     ):
-        self.dataset = dataset
-        self._tokenizer, self._settings = tokenizer, settings
-        self._encoder = Encoder(model, batch_size=1, mesh=data_mesh(jax.devices()[:1]))
-        self._params = self._encoder.place(params)
-        self._index, self._bm25, self._weight = exact.build(vectors_ND), bm25, weight
+        self.dataset, self._trained = dataset, trained
+        self._index, self._document_of_row = exact.build(store.vectors()), store.text_of_row
+        self._bm25, self._weight = bm25, weight
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "Retriever":
@@ -85,24 +73,21 @@ class Retriever:
           CheckpointError: the run has no checkpoint.
         """
         run_dir, folder = Path(run_dir), Path(run_dir) / "index"
-        if not (folder / _MANIFEST).is_file():
+        if not (folder / _MANIFEST).is_file() or not (folder / _VECTORS).is_dir():
             raise DataError(f"{run_dir} has no index; run python -m experiments.evaluate --workdir={run_dir}")
         manifest = json.loads((folder / _MANIFEST).read_text())
         config = json.loads((run_dir / "config.json").read_text())
-        task = build(config["task"], "config.task")
-        step, params = best_params(run_dir, task)
-        if step != manifest["step"]:
+        trained = Trained.load(run_dir, config, batch_size=1, devices=jax.local_devices()[:1])
+        differing = vectors.differences(folder / _VECTORS, trained.identity())
+        if differing:
             raise DataError(
-                f"{run_dir} was indexed at step {manifest['step']} and its best checkpoint is now of step "
-                f"{step}; run python -m experiments.evaluate --workdir={run_dir}"
+                f"{run_dir} was indexed with another checkpoint than its best one now ({differing[0]}); "
+                f"run python -m experiments.evaluate --workdir={run_dir}"
             )
         return cls(
             _open(manifest, config, run_dir),
-            tokenizers.load(str(run_dir / TOKENIZER_FILE)),
-            TextSettings(**config["text"]),
-            task.model,
-            params,
-            np.load(folder / _VECTORS),
+            trained,
+            vectors.VectorStore.open(folder / _VECTORS),
             lexical.BM25.load(folder / _BM25),
             manifest["weight"],
         )
@@ -139,35 +124,29 @@ class Retriever:
         if system == "bm25":
             scores_QK, rows_QK = self._bm25.search([query], k)
         else:
-            table = self._settings.queries(self._tokenizer, [query])
-            if not len(self._tokenizer.encode([query], 1)[0]):
+            if not len(self._trained.tokenizer.encode([query], 1)[0]):
                 return []  # a query of no token is like every document, and finds none
-            vectors_QD = self._encoder.queries(self._params, table, self._settings.query_length)
-            scores_QK, rows_QK = exact.search(self._index, vectors_QD, k, query_batch=1)
+            vectors_QD, _ = self._trained.queries([query])
+            scores_QK, rows_QK = passages.search(
+                lambda depth: exact.search(self._index, vectors_QD, depth, query_batch=1),
+                self._document_of_row,
+                k,
+            )
         pairs = zip(np.asarray(rows_QK)[0].tolist(), np.asarray(scores_QK)[0].tolist(), strict=True)
         return [(row, score) for row, score in pairs if row >= 0]
 
 
-def save(
-    run_dir: str | Path,
-    dataset: Dataset,
-    step: int,
-    vectors_ND: np.ndarray,
-    bm25: lexical.BM25,
-    weight: float,
-) -> None:
-    """Writes a run's `index/`; the manifest comes last, so that what is there is whole."""
+def vectors_folder(run_dir: str | Path) -> Path:
+    """Where a run's documents are encoded to, see dual_encoder.vectors."""
+    return Path(run_dir) / "index" / _VECTORS
+
+
+def save(run_dir: str | Path, dataset: Dataset, bm25: lexical.BM25, weight: float) -> None:
+    """Completes a run's `index/`, once its vectors are there; the manifest comes last, so that all is."""
     folder = Path(run_dir) / "index"
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)
-    np.save(folder / _VECTORS, vectors_ND)
     bm25.save(folder / _BM25)
-    manifest = {
-        "data": str(dataset.folder),
-        "corpus_hash": dataset.corpus_hash,
-        "step": step,  # of the checkpoint that encoded the documents
-        "weight": weight,
-    }
+    manifest = {"data": str(dataset.folder), "corpus_hash": dataset.corpus_hash, "weight": weight}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 

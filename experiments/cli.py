@@ -1,10 +1,11 @@
 """What every program's command line shares: an experiment config, its overrides, and one-line errors."""
 
+import contextlib
 import difflib
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -25,6 +26,35 @@ class UsageError(ValueError):
 _EXPECTED = (UsageError, SpecError, DataError, CheckpointError, NonFiniteLoss)
 
 
+@contextlib.contextmanager
+def expecting(*kinds: type[Exception]) -> Iterator[None]:
+    """Reports errors of these kinds as a wrong command line: for files that the user has named."""
+    try:
+        yield
+    except kinds as error:
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        raise UsageError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
+
+
+class Arguments:
+    """What a command line gives without a flag, in `values` once it is parsed."""
+
+    def __init__(self, name: str, text: str, least: int):
+        self._name, self._text, self._least = name, text, least
+        self.values: list[str] = []
+
+    def help(self) -> str:
+        return f"Arguments:\n  {self._name}: {self._text}"
+
+    def take(self, values: list[str]) -> None:
+        if len(values) < self._least:
+            raise UsageError(
+                f"{len(values)} {self._name} given; at least {self._least} "
+                f"{'is' if self._least == 1 else 'are'} needed (see --help)"
+            )
+        self.values = values
+
+
 class Command:
     """One program's flags, and how it is run.
 
@@ -35,6 +65,7 @@ class Command:
     def __init__(self, doc: str):
         self._doc, self._flags = doc, flags.FlagValues()
         self._default_config: str | None = None
+        self._arguments: Arguments | None = None
 
     def config(self, default: str) -> flags.FlagHolder:
         """Defines `--config=FILE.py[:ARGUMENT]` and its overrides `--config.field=value`."""
@@ -52,7 +83,17 @@ class Command:
     def string(self, name: str, default: str | None, text: str) -> flags.FlagHolder:
         return flags.DEFINE_string(name, default, text, flag_values=self._flags)
 
-    def integer(self, name: str, default: int, text: str, *, lower_bound: int) -> flags.FlagHolder:
+    def arguments(self, name: str, text: str, *, least: int) -> "Arguments":
+        """Takes arguments without a flag, at least so many; `name` is what `--help` and errors call one."""
+        self._arguments = Arguments(name, text, least)
+        return self._arguments
+
+    def number(
+        self, name: str, default: float, text: str, *, lower_bound: float, upper_bound: float
+    ) -> flags.FlagHolder:
+        return flags.DEFINE_float(name, default, text, lower_bound, upper_bound, flag_values=self._flags)
+
+    def integer(self, name: str, default: int | None, text: str, *, lower_bound: int) -> flags.FlagHolder:
         return flags.DEFINE_integer(name, default, text, lower_bound=lower_bound, flag_values=self._flags)
 
     def boolean(self, name: str, text: str) -> flags.FlagHolder:
@@ -67,12 +108,15 @@ class Command:
         Exits with 128 + the signal's number where a signal stopped the run.
         """
         if any(argument.lstrip("-") in ("help", "helpfull", "helpshort") for argument in sys.argv[1:]):
-            print(f"{self._doc.strip()}\n\nFlags:\n{self._flags.get_help()}")
+            given = "" if self._arguments is None else f"{self._arguments.help()}\n\n"
+            print(f"{self._doc.strip()}\n\n{given}Flags:\n{self._flags.get_help()}")
             return
         try:
-            rest = self._parse()
-            if len(rest) > 1:
-                raise UsageError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
+            rest = self._parse()[1:]
+            if self._arguments is not None:
+                self._arguments.take(rest)
+            elif rest:
+                raise UsageError(f"unexpected argument {rest[0]!r}; flags are given as --name=value")
             main()
         except Interrupted as stop:
             print(f"{stop}", file=sys.stderr)
@@ -104,6 +148,11 @@ class Command:
             if argument.startswith("--config="):
                 path, colon, rest = argument.removeprefix("--config=").partition(":")
                 sys.argv[at] = f"--config={find_config_file(path)}{colon}{rest}"
+
+
+def split(text: str | None) -> list[str] | None:
+    """Returns the parts of a flag's value that are joined by commas; None where it was not given."""
+    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 def find_config_file(path: str) -> Path:

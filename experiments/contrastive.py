@@ -9,11 +9,14 @@ The fields of such a config:
     batch       see experiments.settings.Batch
     task        spec of the Task, with model and objective
     optimizer   spec of an optax transformation
+    init_from   a run whose parameters are taken to begin with, see experiments.settings.InitFrom
     schedule    see training.loop.Schedule
     evaluation  see experiments.settings.Evaluation
 """
 
+import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,17 @@ from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from dual_encoder.encoding import Encoder
-from dual_encoder.retriever import TOKENIZER_FILE
+from dual_encoder.trained import TOKENIZER_FILE
 from eval import measures, results, runs
 from experiments import evaluation, settings
 from experiments.cli import UsageError
 from experiments.evaluation import deepest
-from index import exact
-from training import loop
+from index import exact, passages
+from training import loop, warm_start
 from training.build import build, fill
 from training.task import TrainState
+
+NEGATIVES = "negatives"  # the table of mined documents, int32 [queries, M]
 
 
 class Experiment:
@@ -54,14 +59,15 @@ class Experiment:
         self.task = build(config["task"], "config.task")
         self.text = fill(tokens.TextSettings, config["text"], "config.text")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
+        self._init_from = fill(settings.InitFrom, build(config["init_from"]), "config.init_from")
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
         self._schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
         self._optimizer = build(config["optimizer"], "config.optimizer")
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
         if not isinstance(self._optimizer, optax.GradientTransformation):
             raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
-        if config["seed"] < 0:
-            raise UsageError(f"config.seed is {config['seed']}; it must be at least 0")
+        if not 0 <= config["seed"] < 2**32:
+            raise UsageError(f"config.seed is {config['seed']}; allowed: 0 to {2**32 - 1}")
         measured = [f"dev/{name}" for name in self.evaluation.dev_measures]
         if self._schedule.best_measure not in measured:
             raise UsageError(
@@ -109,28 +115,34 @@ class Experiment:
         return tokenizer
 
     @functools.cached_property
-    def document_tokens(self) -> tokens.TokenTable:
-        return self.text.documents(self.tokenizer, self.dataset.documents)
+    def document_tokens(self) -> tokens.PassageTable:
+        return self.text.passages(self.tokenizer, self.dataset.documents)
 
     def query_tokens(self, query_ids: list[str]) -> tokens.TokenTable:
         return self.text.queries(self.tokenizer, [self.dataset.queries[query_id] for query_id in query_ids])
 
     def train(self) -> TrainState:
         """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
-        make_batch = batches.contrastive(
-            self.pairs,
-            self.query_tokens(self.pairs.query_ids),
-            self.document_tokens,
-            query_length=self.text.query_length,
-            document_length=self.text.document_length,
-            negatives=self._negatives(),
-            negatives_per_query=self._batch.negatives_per_query,
-            seed=self.config["seed"],
+        query_tokens = self.query_tokens(self.pairs.query_ids)
+        order = batches.Order(
+            len(self.pairs.query_rows),
+            self.config["seed"],
+            self._batch.neighbors,
+            length_window=self._batch.length_window,
+            lengths=batches.example_lengths(self.pairs, query_tokens, self.document_tokens),
         )
-        order = batches.Order(len(self.pairs.query_rows), self.config["seed"], self._batch.neighbors)
 
         def stream(first_step: int, tables: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
-            del tables
+            make_batch = batches.contrastive(
+                self.pairs,
+                query_tokens,
+                self.document_tokens,
+                query_length=self.text.query_length,
+                document_length=self.text.document_length,
+                negatives=tables.get(NEGATIVES),
+                negatives_per_query=self._batch.negatives_per_query,
+                seed=self.config["seed"],
+            )
             return batches.stream(
                 make_batch,
                 order,
@@ -154,6 +166,9 @@ class Experiment:
             self.run_dir,
             seed=self.config["seed"],
             evaluators=[self.dev_evaluator()],
+            hooks=[_Refresh(self, self._batch, query_tokens)] if self._batch.refresh_every else [],
+            tables=self._tables(),
+            initialize=self._initialize if self._init_from.run else None,
             describe_batch=describe,
         )
 
@@ -169,9 +184,8 @@ class Experiment:
         query_tokens = self.query_tokens(list(qrels))
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
-            params = state.eval_params["model"]
-            vectors_ND = self.encoder.documents(params, self.document_tokens, self.text.document_length)
-            index = exact.build(vectors_ND)
+            params = self.encoder.place(state.eval_params["model"])
+            index = self.index(params, "encoding for dev")
             run = self.search(index, params, list(qrels), query_tokens, depth)
             for name, value in measures.means(measures.evaluate(qrels, run, names)).items():
                 yield f"dev/{name}", value
@@ -187,20 +201,50 @@ class Experiment:
         k: int,
     ) -> measures.Run:
         """Returns the run of the dual encoder with the given parameters."""
-        vectors_QD = self.encoder.queries(params, query_tokens, self.text.query_length)
-        return runs.from_rows(query_ids, self.dataset.doc_ids, *exact.search(index, vectors_QD, k))
+        drop_same_id = self.evaluation.drop_same_id
+        found = self.search_rows(index, params, query_tokens, k + drop_same_id)
+        return runs.from_rows(query_ids, self.dataset.doc_ids, *found, drop_same_id=drop_same_id)
 
-    def _negatives(self) -> np.ndarray | None:
+    def search_rows(
+        self, index: exact.ExactIndex, params: Any, query_tokens: tokens.TokenTable, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores [Q, k] and document rows [Q, k] of the k best documents of each query."""
+        vectors_QD = self.encoder.queries(params, query_tokens, self.text.query_length)
+        return passages.search(
+            lambda depth: exact.search(index, vectors_QD, depth), self.document_tokens.document_of_row, k
+        )
+
+    def index(self, params: Any, title: str) -> exact.ExactIndex:
+        """Encodes and indexes the corpus; `title` names the work where progress is shown."""
+        length = self.text.document_length
+        return exact.build(self.encoder.documents(params, self.document_tokens, length, title=title))
+
+    def _tables(self) -> dict[str, np.ndarray]:
         """Mines the table that `batch.negatives` asks for, once a run."""
         if not self._batch.negatives_per_query:
-            return None
-        file = self.run_dir / "tables" / "negatives.npy"
+            return {}
+        file = self.run_dir / "tables" / f"{NEGATIVES}.npy"
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             partial = file.with_name("partial.npy")
             np.save(partial, self._batch.negatives(self.dataset, self.pairs))
             partial.replace(file)
-        return np.load(file)
+        return {NEGATIVES: np.load(file)}
+
+    def _initialize(self, params: Any) -> Any:
+        """Takes over the parameters of `init_from.run`, and says what became of each."""
+        run_dir = Path(self._init_from.run)
+        params, report = warm_start.load(params, run_dir, self._init_from.rules)
+        print("\n".join([f"from {run_dir}: {report.lines()[0]}", *report.lines()[1:]]), flush=True)
+        (self.run_dir / "init_from.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
+        theirs = run_dir / TOKENIZER_FILE
+        if theirs.exists() and theirs.read_bytes() != (self.run_dir / TOKENIZER_FILE).read_bytes():
+            print(
+                f"warning: the tokenizer of {run_dir} is another one: token embeddings taken from there mean "
+                "other tokens here",
+                flush=True,
+            )
+        return params
 
     def _training_texts(self) -> Iterator[str]:
         for document in self.dataset.documents.read(np.unique(self.pairs.document_rows)):
@@ -208,6 +252,24 @@ class Experiment:
             yield document.text
         for query_id in self.pairs.query_ids:
             yield self.dataset.queries[query_id]
+
+
+class _Refresh:
+    """A hook: the hard negatives of training queries, mined anew with the model as it is."""
+
+    def __init__(self, experiment: Experiment, batch: settings.Batch, query_tokens: tokens.TokenTable):
+        self._experiment, self._batch, self._query_tokens = experiment, batch, query_tokens
+        self.every = batch.refresh_every
+
+    def __call__(self, state: TrainState) -> dict[str, np.ndarray]:
+        experiment = self._experiment
+        params = experiment.encoder.place(state.params["model"])
+        index = experiment.index(params, "encoding for negatives")
+
+        def search(k: int) -> np.ndarray:
+            return experiment.search_rows(index, params, self._query_tokens, k)[1]
+
+        return {NEGATIVES: self._batch.refresh(search, experiment.pairs)}
 
 
 def _vocab_sizes(spec: Any, where: str) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ index that `experiments.search` opens.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dual_encoder import retriever
-from dual_encoder.encoding import best_params
+from dual_encoder import retriever, vectors
 from dual_encoder.retriever import FUSION_DEPTH
+from dual_encoder.trained import Trained
 from eval import fusion, measures, plots, results, runs, significance, trec
-from experiments import run_dirs
-from index import exact, lexical
+from experiments import encode, run_dirs
+from index import exact, lexical, passages
 from training import metrics
 
 if TYPE_CHECKING:
@@ -38,24 +39,31 @@ def evaluate(experiment: Experiment) -> results.Results:
     queries = {name: [dataset.queries[q] for q in qrels] for name, qrels in splits.items()}
 
     def search_bm25(index: lexical.BM25, split: str) -> measures.Run:
-        found = index.search(queries[split], FUSION_DEPTH)
-        return runs.from_rows(list(splits[split]), dataset.doc_ids, *found)
+        found = index.search(queries[split], FUSION_DEPTH + settings.drop_same_id)
+        return runs.from_rows(
+            list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
+        )
 
     plain, tuned, chosen = _build_bm25(experiment, splits["dev"], queries["dev"])
-    step, params = best_params(run_dir, experiment.task)
-    params = experiment.encoder.place(params)
-    vectors_ND = experiment.encoder.documents(
-        params, experiment.document_tokens, experiment.text.document_length, title="encoding the corpus"
+    trained = Trained.of_run(
+        run_dir, experiment.task, experiment.encoder, experiment.tokenizer, experiment.text
     )
-    index = exact.build(vectors_ND)
+    store = _encode_corpus(experiment, trained)
+    index = exact.build(store.vectors())
+
+    def search_dense(split: str) -> measures.Run:
+        vectors_QD, _ = trained.queries(queries[split])
+        found = passages.search(
+            lambda depth: exact.search(index, vectors_QD, depth),
+            store.text_of_row,
+            FUSION_DEPTH + settings.drop_same_id,
+        )
+        return runs.from_rows(
+            list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
+        )
+
     found = {
-        split: {
-            "bm25": search_bm25(tuned, split),
-            "dual_encoder": experiment.search(
-                index, params, list(qrels), experiment.query_tokens(list(qrels)), FUSION_DEPTH
-            ),
-        }
-        for split, qrels in splits.items()
+        split: {"bm25": search_bm25(tuned, split), "dual_encoder": search_dense(split)} for split in splits
     }
     weight, _ = fusion.tune_weight(
         found["dev"]["dual_encoder"],
@@ -71,7 +79,7 @@ def evaluate(experiment: Experiment) -> results.Results:
         name: measures.evaluate(splits["test"], run, settings.measures) for name, run in test_runs.items()
     }
 
-    retriever.save(run_dir, dataset, step, vectors_ND, tuned, weight)
+    retriever.save(run_dir, dataset, tuned, weight)
     for name, run in test_runs.items():
         best = {query_id: _best(hits, settings.run_depth) for query_id, hits in run.items()}
         trec.write_run(run_dir / "runs" / f"{name}.trec", best, name)
@@ -79,7 +87,7 @@ def evaluate(experiment: Experiment) -> results.Results:
         **run_dirs.meta(experiment.config),
         "data": dataset.summary(),
         "corpus_hash": dataset.corpus_hash,
-        "best_step": step,
+        "best_step": trained.step,
         "bm25": chosen,
         "fusion_weight": weight,
         "wall_seconds": {
@@ -99,16 +107,26 @@ def deepest(names: Sequence[str]) -> int:
     return max(measures.depth(name) or FUSION_DEPTH for name in names)
 
 
+def _encode_corpus(experiment: Experiment, trained: Trained) -> vectors.VectorStore:
+    """Goes on with what an evaluation that was stopped, or experiments.encode, has encoded."""
+    folder = retriever.vectors_folder(experiment.run_dir)
+    about = encode.about_documents(trained, experiment.config, experiment.dataset)
+    if vectors.differences(folder, about):  # such as those of the best checkpoint of a shorter training
+        shutil.rmtree(folder.parent)
+    encode.documents(trained, experiment.config, experiment.dataset, folder)
+    return vectors.VectorStore.open(folder)
+
+
 def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str]):
     """Returns BM25 as the config fixes it (text alone), BM25 tuned on dev, and what was chosen."""
     dataset, grid = experiment.dataset, experiment.evaluation.bm25_grid
-    measure = experiment.evaluation.tune_measure
+    measure, drop_same_id = experiment.evaluation.tune_measure, experiment.evaluation.drop_same_id
     titles, texts = dataset.titles_and_texts()
     plain = lexical.BM25.build(texts, **experiment.evaluation.bm25_plain)
     settings = grid.settings()
 
     def quality(scores_QK: np.ndarray, rows_QK: np.ndarray) -> float:
-        run = runs.from_rows(list(qrels), dataset.doc_ids, scores_QK, rows_QK)
+        run = runs.from_rows(list(qrels), dataset.doc_ids, scores_QK, rows_QK, drop_same_id=drop_same_id)
         return measures.means(measures.evaluate(qrels, run, [measure]))[measure]
 
     best = None
@@ -117,7 +135,12 @@ def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str
     for analyzer in grid.analyzers.values():
         analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
         setting, table = lexical.tune(
-            analyzed, queries, settings, quality, k=deepest([measure]), progress=sys.stderr.isatty()
+            analyzed,
+            queries,
+            settings,
+            quality,
+            k=deepest([measure]) + drop_same_id,
+            progress=sys.stderr.isatty(),
         )
         if best is None or table[setting] > best[0]:
             best = table[setting], analyzed, setting

@@ -18,22 +18,63 @@ class Batch:
     neighbors: consecutive examples that stay together, see corpora.batches.Order.
     negatives_per_query: listed hard negatives of each query, drawn anew at each step.
     negatives: who mines them, such as dual_encoder.negatives.bm25; None for none.
+    refresh: who mines them anew with the model in training, such as dual_encoder.negatives.nearest.
+    refresh_every: steps between that; 0 for never.
+    length_window: batches whose examples are sorted by length among them, for less padding; 0 for none.
+      It changes which documents meet as in-batch negatives, see corpora.batches.Order.
     """
 
     batch_size: int
     neighbors: int = 1
     negatives_per_query: int = 0
     negatives: Callable[..., np.ndarray] | None = None
+    refresh: Callable[..., np.ndarray] | None = None
+    refresh_every: int = 0
+    length_window: int = 0
 
     def __post_init__(self):
-        for field, least in (("batch_size", 1), ("neighbors", 1), ("negatives_per_query", 0)):
+        for field, least in (
+            ("batch_size", 1),
+            ("neighbors", 1),
+            ("negatives_per_query", 0),
+            ("refresh_every", 0),
+            ("length_window", 0),
+        ):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        if self.length_window and self.neighbors > 1:
+            raise ValueError(
+                f"length_window is {self.length_window} and neighbors {self.neighbors}; allowed: a "
+                "length_window above 0 only with neighbors 1, for it parts them"
+            )
         if (self.negatives is not None) != bool(self.negatives_per_query):
             raise ValueError(
                 f"negatives_per_query is {self.negatives_per_query} and negatives is "
                 f"{'not ' if self.negatives is None else ''}given; hard negatives need both"
             )
+        if (self.refresh is not None) != bool(self.refresh_every):
+            raise ValueError(
+                f"refresh_every is {self.refresh_every} and refresh is "
+                f"{'not ' if self.refresh is None else ''}given; refreshed negatives need both"
+            )
+        if self.refresh is not None and self.negatives is None:
+            raise ValueError("refresh is given and negatives is not; the first steps need some too")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """Attributes:
+    run: a run directory whose best parameters are taken; "" for none.
+    rules: (regular expression, replacement) pairs for its parameters' paths, see training.warm_start.
+    """
+
+    run: str = ""
+    rules: Sequence[Sequence[str | None]] = ()
+
+    def __post_init__(self):
+        for rule in self.rules:
+            if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
+                raise ValueError(f"rules has {rule!r}; allowed: (regular expression, replacement) pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +108,8 @@ class Evaluation:
     run_depth: documents of a query that runs/*.trec keep.
     bm25_plain: arguments of lexical.BM25.build for the untuned baseline.
     bm25_grid: see `Bm25Grid`.
+    drop_same_id: whether no system may find the document of a query's own id, as in ArguAna, see
+      eval.runs.from_rows.
     """
 
     train_split: str
@@ -79,6 +122,7 @@ class Evaluation:
     run_depth: int
     bm25_plain: Mapping[str, Any]
     bm25_grid: Bm25Grid
+    drop_same_id: bool = False
 
     def __post_init__(self):
         for field in ("measures", "dev_measures", "fusion_weights"):

@@ -59,8 +59,8 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
         )
 
-    def save(self, state: TrainState, position: Mapping[str, Any] | None = None) -> None:
-        """Saves the state to resume from, named by its step; `position` is JSON and comes back with it.
+    def save(self, state: TrainState, beside: Mapping[str, Any]) -> None:
+        """Saves the state to resume from, named by its step; `beside` is JSON and comes back with it.
 
         Raises:
           CheckpointError: this one, or the one that was still being written, cannot be saved.
@@ -69,7 +69,7 @@ class Checkpoints:
         self._prune()
         path = self._folder / LATEST / str(int(state.step))
         shutil.rmtree(path, ignore_errors=True)  # of a step that is run again, since it was damaged
-        self._write(path, state, position)
+        self._write(path, state, beside)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest checkpoint, whether it is sound or not."""
@@ -93,14 +93,14 @@ class Checkpoints:
             if not problems:
                 state = _read(path, like)
                 self._set_aside(above=step)
-                return state, json.loads((path / _POSITION).read_text())
+                return state, position(path)
             print(f"checkpoint {path} is damaged: {problems[0]}", file=sys.stderr, flush=True)
         raise CheckpointError(f"all checkpoints in {self._folder / LATEST} are damaged: {found}")
 
     def positions(self) -> list[Mapping[str, Any]]:
         """Returns what was saved beside each of the latest states, with the one that is being written."""
-        files = [self._folder / LATEST / str(step) / _POSITION for step in steps(self._folder / LATEST)]
-        found = [json.loads(file.read_text()) for file in files if file.is_file()]
+        paths = [self._folder / LATEST / str(step) for step in steps(self._folder / LATEST)]
+        found = [position(path) for path in paths if (path / _POSITION).is_file()]
         return found if self._position is None else [*found, self._position]
 
     def save_best(self, state: TrainState, value: float) -> None:
@@ -112,7 +112,7 @@ class Checkpoints:
           CheckpointError: it cannot be saved; the record and what it names stay.
         """
         step = int(state.step)
-        record = _best_record(self._folder)
+        record = best_record(self._folder)
         if record is not None and record["step"] == step:
             return
         self.wait()
@@ -129,7 +129,7 @@ class Checkpoints:
 
     def best_value(self) -> float | None:
         """Returns the best evaluation's value, None before the first."""
-        record = _best_record(self._folder)
+        record = best_record(self._folder)
         return None if record is None else record["value"]
 
     def check(self) -> None:
@@ -151,8 +151,8 @@ class Checkpoints:
             self._checkpointer.close()
             self._remove_unfinished()
 
-    def _write(self, path: Path, tree: Any, position: Mapping[str, Any] | None) -> None:
-        self._writing, self._position = path, position
+    def _write(self, path: Path, tree: Any, beside: Mapping[str, Any] | None) -> None:
+        self._writing, self._position = path, beside
         with self._reported():
             self._checkpointer.save(path, ocp.args.Composite(state=ocp.args.StandardSave(tree)))
 
@@ -274,6 +274,17 @@ def damage(path: Path, *, read: bool = True) -> Iterator[str]:
             yield f"{name} is not as it was written"
 
 
+def best_record(folder: Path) -> dict[str, Any] | None:
+    """Returns `step` and `value` of the best evaluation, None before the first."""
+    file = folder / _RECORD
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def position(path: Path) -> dict[str, Any]:
+    """Returns what was saved beside the state of one of the latest checkpoints."""
+    return json.loads((path / _POSITION).read_text())
+
+
 def size(path: Path) -> int:
     """Returns the bytes of all files of a checkpoint."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -281,18 +292,13 @@ def size(path: Path) -> int:
 
 def _best_path(folder: str | Path) -> tuple[Path, int]:
     folder = Path(folder).absolute()
-    record = _best_record(folder)
+    record = best_record(folder)
     if record is None:
         raise CheckpointError(f"no best checkpoint in {folder}")
     path = folder / BEST / str(record["step"])
     for problem in damage(path):
         raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
     return path, record["step"]
-
-
-def _best_record(folder: Path) -> dict[str, Any] | None:
-    file = folder / _RECORD
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _read(path: Path, like: Any = None) -> Any:

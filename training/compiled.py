@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 
+from training import flops
 from training.log import Log, since
 from training.step import Window
 from training.task import Batch, TrainState
+
+_DEPTH = 4  # of modules whose share of the operations is said
 
 
 class CompiledSteps:
@@ -24,6 +27,7 @@ class CompiledSteps:
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._log = log
         self._compiled: dict[Any, Callable] = {}
+        self._flops: dict[Any, flops.Flops] = {}
 
     def is_new(self, batch: Batch) -> bool:
         """Whether the next call with such a batch compiles first."""
@@ -34,12 +38,24 @@ class CompiledSteps:
     ) -> tuple[TrainState, Window, jax.Array]:
         shapes = _shapes(batch)
         if shapes not in self._compiled:
-            start = time.monotonic()
-            self._compiled[shapes] = self._step.lower(state, window, batch, key).compile()
-            self._log.add_compilation(time.monotonic() - start)
-            names = ", ".join(f"{name} {list(shape)}" for name, shape in shapes if name.endswith("tokens"))
-            self._log.say(f"compiled the step{f' for {names}' if names else ''} in {since(start)}")
+            self._compile(shapes, state, window, batch, key)
+        self._log.add_flops(self._flops[shapes].total)
         return self._compiled[shapes](state, window, batch, key)
+
+    def _compile(self, shapes: Any, *arguments: Any) -> None:
+        start = time.monotonic()
+        counted = flops.count(self._step, *arguments)
+        compiled = self._step.lower(*arguments).compile()
+        self._log.add_compilation(time.monotonic() - start)
+        names = ", ".join(f"{name} {list(shape)}" for name, shape in shapes if name.endswith("tokens"))
+        self._log.say(
+            f"compiled the step{f' for {names}' if names else ''} in {since(start)}: "
+            f"{counted.total:.3g} floating-point operations"
+        )
+        if not self._compiled:  # the shares of modules are much the same for every shape
+            for line in flops.table(counted, depth=_DEPTH):
+                self._log.say(f"  {line}")
+        self._compiled[shapes], self._flops[shapes] = compiled, counted
 
 
 def _shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...]], ...]:

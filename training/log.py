@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from training.flops import peak_flops
 from training.metrics import TIME, MetricWriter
 from training.progress import Progress, clock
 from training.step import Window
@@ -29,6 +30,8 @@ class Log:
     def __init__(self, run_dir: str | Path, first_step: int, total_steps: int, position: Mapping[str, Any]):
         self._writer = MetricWriter(run_dir, first_step, keep_rows=position.get("rows", 0))
         self._progress = Progress(total_steps, unit="step", title="training", done=first_step)
+        peak = peak_flops(jax.devices()[0])
+        self._peak = None if peak is None else peak * jax.device_count()
         self._begin_window()
         self._before = position.get("seconds", 0.0)
         self.restart_clock()
@@ -104,6 +107,8 @@ class Log:
             for name, share in (("median", 50), ("p95", 95), ("max", 100)):
                 times[f"step_seconds_{name}"] = float(np.percentile(self._durations, share))
             times["flops_per_second"] = self._flops / max(float(np.sum(self._durations)), 1e-9)
+            if self._peak is not None:
+                times["flops_utilization"] = times["flops_per_second"] / self._peak
         return {f"{TIME}{name}": value for name, value in times.items()}
 
     def _begin_window(self) -> None:

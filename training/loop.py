@@ -249,8 +249,7 @@ class _Run:
         step = int(state.step)
         for hook in self._hooks:
             if step % hook.every == 0 and step < self._schedule.total_steps:
-                saved = [names_in(position) for position in self._checkpoints.positions()]
-                self._tables.replace(step, hook(state), keep=saved)
+                self._tables.replace(step, hook(state), keep=self._checkpoints.positions())
         if step % self._schedule.eval_every == 0 or step == self._schedule.total_steps:
             self._keep_best(state, self.evaluate(state))
 

@@ -3,6 +3,7 @@
 Letters: B rows of a batch, M microbatches.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -154,7 +155,7 @@ def watched(step: Step) -> Callable[..., tuple[TrainState, Window, jax.Array]]:
 
     def run(state: TrainState, window: Window, batch: Batch, key: jax.Array):
         state, metrics = step(state, batch, key)
-        finite = jnp.all(jnp.stack([jnp.isfinite(metrics[name]) for name in _WATCHED if name in metrics]))
+        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(metrics[name]) for name in _WATCHED))
         first_bad = jnp.where((window.first_bad < 0) & ~finite, state.step, window.first_bad)
         masks = [array for name, array in batch.items() if name.endswith("mask")]
         window = Window(

@@ -45,10 +45,10 @@ class Tables:
         self.names = dict(names)
         self.arrays = {**given, **{table: _load(self._folder / file) for table, file in names.items()}}
 
-    def replace(self, step: int, made: Mapping[str, np.ndarray], keep: Iterable[Mapping[str, str]]) -> None:
+    def replace(self, step: int, made: Mapping[str, np.ndarray], keep: Iterable[Mapping[str, Any]]) -> None:
         """Writes and uses the tables that a hook made after a step.
 
-        Files that neither these nor any of `keep` (what checkpoints name) use are deleted.
+        Files that are neither in use now nor named by the positions `keep` of checkpoints are deleted.
         """
         for table, array in made.items():
             file = f"{table}-{step}.npy"
@@ -57,10 +57,8 @@ class Tables:
             np.save(partial, array)
             partial.replace(self._folder / file)
             self.names[table], self.arrays[table] = file, array
-            used = {self.names[table], *(names.get(table) for names in keep)}
-            for path in self._folder.glob(f"{table}-*.npy"):
-                if re.fullmatch(rf"{re.escape(table)}-\d+\.npy", path.name) and path.name not in used:
-                    path.unlink()
+        for path in unused(self._folder.parent, [{"tables": self.names}, *keep]):
+            path.unlink()
 
 
 def _load(file: Path) -> np.ndarray:
@@ -70,6 +68,13 @@ def _load(file: Path) -> np.ndarray:
         raise CheckpointError(
             f"the table {file}, which a checkpoint names, cannot be read: {error}"
         ) from error
+
+
+def unused(run_dir: Path, positions: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """Returns the files that hooks wrote and that none of the given positions of checkpoints names."""
+    used = {file for position in positions for file in names_in(position).values()}
+    found = (path for path in sorted((run_dir / FOLDER).glob("*.npy")) if path.name not in used)
+    return [path for path in found if re.fullmatch(r".+-\d+\.npy", path.name)]
 
 
 def names_in(position: Mapping[str, Any]) -> dict[str, str]:

@@ -1,9 +1,12 @@
+import gzip
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from corpora.tokens import TokenTable
-from dual_encoder.encoding import Encoder, best_params, bucket
+from dual_encoder.encoding import Encoder, best_params
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from training.build import build
 from training.checkpoints import CheckpointError, Checkpoints
@@ -67,12 +70,29 @@ def test_progress_is_shown_where_it_has_a_title(task, params, monkeypatch):
     monkeypatch.setattr("training.progress._SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr("builtins.print", lambda text, **kwargs: lines.append(text))
     Encoder(task.model, batch_size=8).documents(params["model"], table([3] * 20), 8, title="encoding")
-    assert [line.split(" (")[0] for line in lines] == [f"encoding: {n} of 20 texts" for n in (8, 16, 20)]
+    assert [line.split(" (")[0] for line in lines[:-1]] == [f"encoding: {n} of 20 texts" for n in (8, 16, 20)]
+    assert lines[-1] == f"encoded 20 texts, padding {1 - 60 / (24 * 8):.1%}"
 
 
-def test_few_lengths_are_compiled():
-    assert [bucket(n, 100) for n in (0, 1, 16, 17, 33, 64, 65, 100)] == [16, 16, 16, 32, 64, 64, 100, 100]
-    assert bucket(3, 8) == 8
+def test_padding_by_hand(task, params, monkeypatch):
+    """Ten texts of 17 to 26 tokens: longest first, 64 positions hold two of 32."""
+    monkeypatch.setattr("dual_encoder.encoding._POSITIONS_CPU", 64)
+    batches = []
+    encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
+    encoder.documents(params["model"], table(list(range(17, 26)) + [3]), 64, report=batches.append)
+    assert batches == [2, 4, 6, 8, 10]
+    assert encoder.padding == pytest.approx(1 - (sum(range(17, 26)) + 3) / (5 * 64))
+
+
+@pytest.mark.parametrize("name", ["fairytaleqa", "medquad"])
+def test_little_of_real_collections_is_padding(collections, task, name):
+    """By words, which are fewer than subwords; the compiled function is not called."""
+    with gzip.open(collections / name / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+        words = [len(json.loads(line)["text"].split()) for line in lines]
+    encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
+    encoder._document.encode = lambda params, batch: np.zeros((len(batch["tokens"]), 1), np.float32)
+    encoder.documents(None, table(words), 256)
+    assert 0 < encoder.padding < 0.10
 
 
 def test_a_batch_of_nothing_is_refused(task):

@@ -112,6 +112,42 @@ def test_help_shows_the_docstring_and_the_flags(run):
     assert "How many." in out
 
 
+def test_arguments_without_a_flag(monkeypatch, capsys):
+    def run(*given):
+        monkeypatch.setattr(sys, "argv", ["program", *given])
+        command = cli.Command("What it does.")
+        runs = command.arguments("RUN", "what to read.", least=2)
+        weight = command.number("weight", 1.0, "How much.", lower_bound=0.0, upper_bound=1.0)
+        seen = []
+        try:
+            command.run(lambda: seen.append((runs.values, weight.value)))
+        except SystemExit as stop:
+            seen.append(stop.code)
+        out, err = capsys.readouterr()
+        return seen, out + err
+
+    assert run("a", "--weight=0.25", "b", "c")[0] == [(["a", "b", "c"], 0.25)]
+    assert run("a") == ([2], "error: 1 RUN given; at least 2 are needed (see --help)\n")
+    seen, printed = run("a", "b", "--weight=2")
+    assert seen == [2]
+    assert "--weight=2: 2.0 is not a number in the range [0.0, 1.0]" in printed
+    assert "Arguments:\n  RUN: what to read.\n" in run("--help")[1]
+
+
+def test_files_that_the_user_names_are_reported_in_one_line(tmp_path):
+    with pytest.raises(cli.UsageError, match=r"none.trec: No such file or directory"), cli.expecting(OSError):
+        (tmp_path / "none.trec").read_bytes()
+    with pytest.raises(cli.UsageError, match=r"^line 3 is bad$"), cli.expecting(OSError, ValueError):
+        raise ValueError("line 3 is bad")
+    with pytest.raises(ValueError, match="not expected"), cli.expecting(OSError):
+        raise ValueError("not expected")
+
+
+def test_parts_of_a_flag():
+    assert cli.split(None) is None
+    assert cli.split("ndcg@10, mrr@10") == ["ndcg@10", "mrr@10"]
+
+
 def test_arguments_take_the_type_of_their_defaults():
     given = parse_argument("b=2,a=x,y=z", {"a": "", "b": 1})
     assert given.to_dict() == {"a": "x,y=z", "b": 2}

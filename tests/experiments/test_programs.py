@@ -175,9 +175,15 @@ def test_an_edited_collection_is_noticed(trained):
     assert run_dirs.load_config(copy)["seed"] == 0
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "search", "quickstart"])
-def test_help_has_an_example(name):
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        *((name, "--workdir") for name in ("train", "evaluate", "search", "quickstart", "encode", "rerank")),
+        *((name, "RUN: ") for name in ("compare", "average")),
+    ],
+)
+def test_help_has_an_example(name, flag):
     done = program(name, "--help")
     assert done.returncode == 0
     assert f"python -m experiments.{name}" in done.stdout
-    assert "--workdir" in done.stdout
+    assert flag in done.stdout

@@ -30,6 +30,14 @@ def config():
         ("batch.batch_size", 0, "config.batch: batch_size is 0; it must be at least 1"),
         ("batch.neighbours", 4, "config.batch.neighbours: .* did you mean neighbors"),
         ("batch.negatives_per_query", 1, "config.batch: negatives_per_query is 1 and negatives is not given"),
+        ("batch.length_window", -1, "config.batch: length_window is -1; it must be at least 0"),
+        ("batch.length_window", 2, "config.batch: length_window is 2 and neighbors 4; allowed"),
+        ("text.passage_stride", 999, "config.text: passage_stride is 999; allowed: 0 to 112"),
+        (
+            "text.query_template",
+            "query:",
+            r"config.text: query_template is 'query:': \{text\} occurs 0 times",
+        ),
         ("text.query_length", 0, "config.text: query_length is 0; it must be at least 1"),
         ("evaluation.measures", ("ndgc@10",), "config.evaluation: measure 'ndgc@10' is unknown"),
         (

@@ -1,0 +1,134 @@
+"""A dual encoder as a run left it, with all that it takes to turn text into vectors.
+
+Letters: T texts, R rows (a document's passages are several), D width.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from corpora import tokenizer as tokenizers
+from corpora.tables import Document
+from corpora.tokenizer import Tokenizer
+from corpora.tokens import TextSettings
+from dual_encoder import task as tasks
+from dual_encoder.encoding import Encoder, best_params
+from training.build import build, fill
+from training.mesh import data_mesh
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Attributes:
+    step: of the checkpoint.
+    params: of the model, on the encoder's devices.
+    width: D of its vectors.
+    encoder: the model.
+    tokenizer: the run's, read from `tokenizer_file`.
+    text: how texts become tokens.
+    """
+
+    step: int
+    params: Any
+    width: int
+    encoder: Encoder
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    text: TextSettings
+
+    @classmethod
+    def load(
+        cls,
+        run_dir: str | Path,
+        config: Mapping[str, Any],
+        *,
+        batch_size: int = 256,
+        devices: list[jax.Device] | None = None,
+    ) -> "Trained":
+        """Opens a run's best checkpoint.
+
+        Args:
+          run_dir: the run.
+          config: of the run.
+          batch_size: texts encoded at a time.
+          devices: to encode on; by default all of this process.
+
+        Raises:
+          CheckpointError: the run has no checkpoint.
+          SpecError: the config names what is not there.
+        """
+        task = build(config["task"], "config.task")
+        text = fill(TextSettings, config["text"], "config.text")
+        mesh = data_mesh(jax.local_devices() if devices is None else devices)
+        encoder = Encoder(task.model, batch_size=batch_size, mesh=mesh)
+        tokenizer = tokenizers.load(str(Path(run_dir) / TOKENIZER_FILE))
+        return cls.of_run(run_dir, task, encoder, tokenizer, text)
+
+    @classmethod
+    def of_run(
+        cls,
+        run_dir: str | Path,
+        task: tasks.Contrastive,
+        encoder: Encoder,
+        tokenizer: Tokenizer,
+        text: TextSettings,
+    ) -> "Trained":
+        """Opens a run's best checkpoint where the rest of the run is open already."""
+        step, params = best_params(run_dir, task)
+        batch = tasks.documents(tasks.SMALLEST_BATCH)
+        encode = functools.partial(task.model.apply, method="encode_document")
+        width = jax.eval_shape(encode, {"params": params}, batch).shape[-1]
+        file = Path(run_dir) / TOKENIZER_FILE
+        return cls(step, encoder.place(params), width, encoder, tokenizer, file, text)
+
+    def documents(
+        self, documents: Iterable[Document], report: Callable[[float], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns vectors float32 [R, D], and the number int32 [R] of the document that each is of.
+
+        `report` is told how many documents are done.
+        """
+        table = self.text.passages(self.tokenizer, documents)
+        count = int(table.document_of_row[-1]) + 1 if len(table) else 0
+        vectors_RD = self.encoder.documents(
+            self.params,
+            table,
+            self.text.document_length,
+            report=report and (lambda rows: report(rows * count / len(table))),
+        )
+        return vectors_RD, table.document_of_row
+
+    def queries(
+        self, texts: Sequence[str], report: Callable[[float], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns vectors float32 [T, D] and 0 to T - 1, as `documents` does."""
+        table = self.text.queries(self.tokenizer, texts)
+        vectors_TD = self.encoder.queries(self.params, table, self.text.query_length, report=report)
+        return vectors_TD, np.arange(len(texts), dtype=np.int32)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what the vector of a text depends on, as JSON can hold it: large things by their hash."""
+        return {
+            "step": self.step,
+            "parameters": digest(self.params),
+            "tokenizer": hashlib.sha256(self.tokenizer_file.read_bytes()).hexdigest(),
+            "text": dataclasses.asdict(self.text),
+        }
+
+
+def digest(params: Any) -> str:
+    """Returns the SHA-256 of parameters: of their paths, shapes, dtypes and values."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
