@@ -22,11 +22,6 @@ HIDDEN = -1e30
 FLOOR = -1e29
 
 
-def padding(context: Context) -> jax.Array:
-    """Every position sees every valid position: bool [B, 1, 1, M]."""
-    return context.valid[:, None, None, :]
-
-
 def attend(
     q_BHLd: jax.Array,
     k_BHMd: jax.Array,

@@ -32,8 +32,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from backbones import norms
-from backbones.attention import padding
 from backbones.encoded import Encoded, read_batch
+from backbones.layers import scanned
+from backbones.masks import Mask, padding
 from moe.feed_forward import Context
 
 
@@ -49,9 +50,11 @@ class TransformerEncoder(nn.Module):
       block: one layer, `(x, context, carry, *, visible, bias) -> (x, carry, aux)`; see `backbones.blocks`.
       num_layers: how many.
       position: module `(x, context) -> x` after the embedding, such as `positions.LearnedPositions`; or None.
-      norm: module after the last layer; its parameters are under `final_norm`.
-      visible: `context -> bool`, broadcastable to [B, H, L, M] with four axes: who sees whom, such as
-        `attention.padding`.
+      norm: module after the last layer, its parameters under `final_norm`; None with post-norm blocks.
+      visible: `context -> bool`, broadcastable to [B, H, L, M] with four axes: who sees whom; see
+        `backbones.masks`.
+      bias: module `(positions, positions) -> float [B or 1, H, L, M]`, made once for all layers, such as
+        `relative.RelativeBias`; or None.
       dropout: rate of dropout on the embedded tokens.
       remat: what the backward pass keeps, from `backbones.remat`; None keeps everything.
       return_layers: whether `Encoded.layers` is filled.
@@ -63,8 +66,9 @@ class TransformerEncoder(nn.Module):
     block: nn.Module
     num_layers: int
     position: nn.Module | None = None
-    norm: nn.Module = norms.RMSNorm()
-    visible: Callable[[Context], jax.Array] = padding
+    norm: nn.Module | None = norms.RMSNorm()
+    visible: Mask = padding
+    bias: nn.Module | None = None
     dropout: float = 0.0
     remat: Callable[..., bool] | None = None
     return_layers: bool = False
@@ -91,9 +95,6 @@ class TransformerEncoder(nn.Module):
         Raises:
           ValueError: num_layers or unroll is not positive, or the arrays of the batch differ in shape.
         """
-        for field, value in (("num_layers", self.num_layers), ("unroll", self.unroll)):
-            if value < 1:
-                raise ValueError(f"{field} is {value}; allowed: an integer of at least 1")
         context = read_batch(batch, train)
         x_BLD = self.embed(context.tokens).astype(self.dtype)
         if prefix is not None:
@@ -103,25 +104,19 @@ class TransformerEncoder(nn.Module):
             x_BLD = self.position(x_BLD, context)
         x_BLD = nn.Dropout(self.dropout)(x_BLD, deterministic=not train)
         visible = self.visible(context)
+        bias = None if self.bias is None else self.bias(context.positions, context.positions)
 
         def layer(block, state, _):
-            x_BLD, carry, aux = block(state[0], context, state[1], visible=visible)
+            x_BLD, carry, aux = block(state[0], context, state[1], visible=visible, bias=bias)
             return (x_BLD, carry), (x_BLD if self.return_layers else None, aux)
 
-        if self.remat is not None:
-            layer = nn.remat(layer, policy=self.remat, prevent_cse=False)
-        layers = nn.scan(
-            layer,
-            variable_axes={True: 0},
-            split_rngs={True: True},
-            length=self.num_layers,
-            unroll=self.unroll,
-        )
+        layers = scanned(layer, self.num_layers, unroll=self.unroll, remat=self.remat)
         state = (x_BLD, self.block.initial_carry(x_BLD, context))
         (x_BLD, _), (layers_YBLD, aux) = layers(self.block, state, None)
-        # A copy: an instance given to the block as well would be one module, with one scale for both.
-        final_norm = self.norm.clone(parent=self, name="final_norm")
-        last_BLD = jnp.where(context.valid[:, :, None], final_norm(x_BLD), 0)
+        if self.norm is not None:
+            # A copy: an instance given to the block as well would be one module, with one scale for both.
+            x_BLD = self.norm.clone(parent=self, name="final_norm")(x_BLD)
+        last_BLD = jnp.where(context.valid[:, :, None], x_BLD, 0)
         return Encoded(last=last_BLD, mask=context.valid, layers=layers_YBLD, aux=aux)
 
 

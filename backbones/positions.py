@@ -1,9 +1,11 @@
 """How a model knows where a token stands: added to its embedding, or turned into its queries and keys.
 
-Two places take a position component, and they are independent:
+Two places take a position component; they are independent:
 
 * `TransformerEncoder.position`, a module `(x [B, L, D], context) -> x`, after the embedding;
 * `SelfAttention.rotate`, a function `(x [B, H, L, d], positions [B or 1, L]) -> x`, on queries and keys.
+
+A third, the bias of T5 on the scores, is in `backbones.relative`.
 
 Dimensions: B batch, L length, D model width, H heads, d width of a head.
 """
@@ -39,6 +41,53 @@ class LearnedPositions(nn.Module):
             mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
         )
         return x_BLD + added.astype(x_BLD.dtype)
+
+
+class LearnedSegments(nn.Module):
+    """Adds one learned vector per segment (such as title and text), as BERT does (Devlin et al., 2019).
+
+    The table starts like that of `LearnedPositions`. Prefix vectors, which have no segment (-1), get nothing.
+
+    Attributes:
+      num_segments: how many there are; a larger entry in `context.segments` gives NaN.
+    """
+
+    num_segments: int
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context) -> jax.Array:
+        """Returns x plus the vectors of `context.segments`, in the dtype of x.
+
+        Raises:
+          ValueError: the context has no segments, or num_segments is not positive.
+        """
+        if self.num_segments < 1:
+            raise ValueError(f"num_segments is {self.num_segments}; allowed: an integer of at least 1")
+        if context.segments is None:
+            raise ValueError("the batch has no 'segments'; allowed with LearnedSegments: int [B, L]")
+        init = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal")
+        table_SD = self.param("table", init, (self.num_segments, x_BLD.shape[-1]), jnp.float32)
+        none_BL = context.segments == -1
+        added = table_SD.at[jnp.where(none_BL, 0, context.segments)].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+        return x_BLD + jnp.where(none_BL[:, :, None], 0, added).astype(x_BLD.dtype)
+
+
+class InTurn(nn.Module):
+    """Two components after the embedding, such as positions and segments, one after the other.
+
+    Attributes:
+      first: module `(x, context) -> x`.
+      second: likewise.
+    """
+
+    first: nn.Module
+    second: nn.Module
+
+    def __call__(self, x_BLD: jax.Array, context: Context) -> jax.Array:
+        """Returns what `second` makes of what `first` makes of x."""
+        return self.second(self.first(x_BLD, context), context)
 
 
 def rotary(x_BHLd: jax.Array, positions_BL: jax.Array, *, base: float = 10_000.0) -> jax.Array:

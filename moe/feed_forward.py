@@ -88,7 +88,7 @@ class Dense(nn.Module):
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:
         """Returns y of the shape and dtype of x, the carry as it came, and no sums."""
         check_width(self.width)
-        hidden_BLF = self.activation(project(self.width, x_BLD, self.use_bias, "in"))
+        hidden_BLF = jax.checkpoint(self.activation)(project(self.width, x_BLD, self.use_bias, "in"))
         hidden_BLF = nn.Dropout(self.dropout)(hidden_BLF, deterministic=not context.train)
         return project(x_BLD.shape[-1], hidden_BLF, self.use_bias, "out"), carry, {}
 
@@ -122,15 +122,22 @@ class Gated(nn.Module):
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:
         """Returns y of the shape and dtype of x, the carry as it came, and no sums."""
         check_width(self.width)
-        gate_BLF = self.activation(project(self.width, x_BLD, self.use_bias, "gate"))
-        hidden_BLF = gate_BLF * project(self.width, x_BLD, self.use_bias, "in")
+        gate_BLF = project(self.width, x_BLD, self.use_bias, "gate")
+        in_BLF = project(self.width, x_BLD, self.use_bias, "in")
+        hidden_BLF = jax.checkpoint(lambda gate, x: self.activation(gate) * x)(gate_BLF, in_BLF)
         hidden_BLF = nn.Dropout(self.dropout)(hidden_BLF, deterministic=not context.train)
         return project(x_BLD.shape[-1], hidden_BLF, self.use_bias, "out"), carry, {}
 
 
 def project(features: int, x: jax.Array, use_bias: bool, name: str) -> jax.Array:
-    """x times a float32 kernel [D, features] named `name`, in the dtype of x; called inside `nn.compact`."""
-    return nn.Dense(features, use_bias=use_bias, dtype=x.dtype, name=name)(x)
+    """x times a float32 kernel [D, features] named `name`, in the dtype of x; called inside `nn.compact`.
+
+    The axes before the last are merged for the product: the gradient of the kernel then contracts one axis,
+    where XLA on a CPU would first copy both arrays into another order.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = nn.Dense(features, use_bias=use_bias, dtype=x.dtype, name=name)(rows)
+    return y.reshape(*x.shape[:-1], features)
 
 
 def check_width(width: int) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from backbones.attention import SelfAttention, attend, merge_heads, padding, split_heads
+from backbones.attention import SelfAttention, attend, merge_heads, split_heads
+from backbones.masks import padding
 from backbones.positions import rotary
 from moe.feed_forward import Context
 

@@ -1,4 +1,4 @@
-"""Rotary and learned positions."""
+"""Rotary and learned positions, and learned segments."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.positions import LearnedPositions, rotary
+from backbones.positions import InTurn, LearnedPositions, LearnedSegments, rotary
 from moe.feed_forward import Context
 
 
@@ -78,3 +78,31 @@ def test_learned_positions_refuse_a_longer_input():
     context = Context(valid=jnp.ones((1, 6), bool), positions=jnp.arange(6)[None])
     with pytest.raises(ValueError, match=r"length 6.*max_length = 5"):
         LearnedPositions(max_length=5).init(jax.random.key(0), jnp.ones((1, 6, 4)), context)
+
+
+def test_learned_segments_add_the_rows_asked_for():
+    x_BLD = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    module = LearnedSegments(num_segments=2)
+    context = Context(valid=jnp.ones((2, 3), bool), segments=jnp.array([[-1, 0, 1], [1, 1, 2]]))
+    params = module.init(jax.random.key(1), x_BLD, context)
+    table = params["params"]["table"]
+    y_BLD = module.apply(params, x_BLD, context)
+    np.testing.assert_array_equal(y_BLD[0], x_BLD[0] + jnp.stack([jnp.zeros(4), table[0], table[1]]))
+    np.testing.assert_array_equal(jnp.isnan(y_BLD).all(-1), [[False] * 3, [False, False, True]])
+    with pytest.raises(ValueError, match="no 'segments'"):
+        module.init(jax.random.key(1), x_BLD, context.replace(segments=None))
+    with pytest.raises(ValueError, match="num_segments is 0"):
+        LearnedSegments(num_segments=0).init(jax.random.key(1), x_BLD, context)
+
+
+def test_positions_and_segments_in_turn():
+    x_BLD = jax.random.normal(jax.random.key(0), (1, 2, 4))
+    context = Context(
+        valid=jnp.ones((1, 2), bool), positions=jnp.arange(2)[None], segments=jnp.array([[0, 1]])
+    )
+    module = InTurn(LearnedPositions(max_length=2), LearnedSegments(num_segments=2))
+    params = module.init(jax.random.key(1), x_BLD, context)
+    positions, segments = (params["params"][name]["table"] for name in ("first", "second"))
+    np.testing.assert_array_equal(
+        module.apply(params, x_BLD, context), x_BLD + positions[None] + segments[None]
+    )
