@@ -6,6 +6,11 @@
 A dual encoder from scratch, BM25 with k1, b, title weight and stemming tuned on dev, and their fusion, from
 this one command. The folder is in BEIR layout: a path, or a name under RETRIEVAX_DATA; `python -m
 corpora.convert fairytaleqa` makes it. The stories of the test set are unseen in training.
+
+Departures from `beir_folder`, each by the best MRR@10 on dev with it alone (one seed; 0.332 without any,
+0.369 with all): eight questions of one story stay together in a batch, which makes them each other's hard
+negatives (0.345); three in ten tokens are dropped in training (0.342); the title, which is the story's name,
+counts no more than the text (0.356).
 """
 
 import ml_collections
@@ -17,4 +22,9 @@ from configs.dual_encoder import beir_folder
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     """Argument: folder, steps."""
     given = parse_argument(argument, {"folder": "fairytaleqa", "steps": 150})
-    return beir_folder.get_config(f"folder={given.folder},steps={given.steps}")
+    config = beir_folder.get_config(f"folder={given.folder},steps={given.steps}")
+    config.batch.neighbors = 8
+    model = config.task.model
+    model.query.encoder.token_dropout = model.document.encoder.token_dropout = 0.3
+    model.document.encoder.segment_weights = (1.0, 1.0)
+    return config

@@ -29,7 +29,7 @@ run_dirs.start(sys.argv[2], json.load(open(sys.argv[1]))).train()
 
 
 def config(root):
-    """Everything that a run carries along: refreshed negatives, a moving average, microbatches, evaluations."""
+    """All that a run carries along: refreshed negatives, a moving average, microbatches, evaluations."""
     made = python_functions.get_config(f"root={root},steps={STEPS}")
     with made.unlocked():
         made.tokenizer.vocab_size = 600

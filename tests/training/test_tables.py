@@ -9,7 +9,8 @@ def test_a_table_is_replaced_and_what_no_checkpoint_names_is_deleted(tmp_path):
     tables = Tables(tmp_path, {"negatives": np.zeros(2), "other": np.ones(1)}, {})
     assert tables.names == {}
     for step in (5, 10, 15):
-        tables.replace(step, {"negatives": np.full(2, step)}, keep=[{"tables": {"negatives": "negatives-5.npy"}}])
+        saved = [{"tables": {"negatives": "negatives-5.npy"}}]
+        tables.replace(step, {"negatives": np.full(2, step)}, keep=saved)
     assert tables.names == {"negatives": "negatives-15.npy"}
     np.testing.assert_array_equal(tables.arrays["negatives"], [15, 15])
     np.testing.assert_array_equal(tables.arrays["other"], [1])
