@@ -21,7 +21,7 @@ from training.progress import Progress
 
 # Positions computed at a time by a stack of layers, padding included: on a CPU so few that its
 # activations stay in the cache, elsewhere enough to keep a device busy.
-_POSITIONS_CPU, _POSITIONS = 2_048, 32_768
+_POSITIONS_CPU, _POSITIONS = 1_024, 32_768
 
 
 class Encoder:

@@ -16,6 +16,7 @@ from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
 from training.loop import NonFiniteLoss
+from training.memory import keep_freed_memory
 
 
 class UsageError(ValueError):
@@ -117,6 +118,7 @@ class Command:
                 self._arguments.take(rest)
             elif rest:
                 raise UsageError(f"unexpected argument {rest[0]!r}; flags are given as --name=value")
+            keep_freed_memory()
             main()
         except Interrupted as stop:
             print(f"{stop}", file=sys.stderr)

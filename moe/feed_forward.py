@@ -17,7 +17,8 @@ Random numbers come from linen's streams: `self.make_rng("dropout")` for dropout
 for router noise and jitter. A stream is needed only where `context.train` is true and the layer draws from
 it.
 
-Compute happens in the dtype of x; parameters are float32 and are cast where they are used.
+Compute happens in the dtype of x; parameters are float32 and are cast where they are used. Of the activation
+the backward pass keeps the inputs alone and computes the rest again: it is bound by memory, not arithmetic.
 
 Dimensions: B batch, L length, D model width, F feed-forward width.
 """

@@ -79,7 +79,7 @@ def test_padding_by_hand(task, params, monkeypatch):
     monkeypatch.setattr("dual_encoder.encoding._POSITIONS_CPU", 64)
     batches = []
     encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
-    encoder.documents(params["model"], table(list(range(17, 26)) + [3]), 64, report=batches.append)
+    encoder.documents(params["model"], table([*range(17, 26), 3]), 64, report=batches.append)
     assert batches == [2, 4, 6, 8, 10]
     assert encoder.padding == pytest.approx(1 - (sum(range(17, 26)) + 3) / (5 * 64))
 
