@@ -3,7 +3,7 @@
 list     kind, step, size and time of every checkpoint, and the value of the best one
 verify   reads every file and compares it with the digest it was written with; status 1 where one differs
 prune    deletes all but the newest --keep and the best one, those that are damaged, and tables that no
-         checkpoint names; --dry_run only says what would go. Not for a run that is still training.
+         checkpoint names; --dry_run only says what would go
 
 Examples:
   python -m experiments.checkpoints list runs/quickstart
@@ -21,6 +21,7 @@ from eval.results import markdown_table
 from experiments import cli
 from training import checkpoints
 from training.checkpoints import BEST, LATEST
+from training.lock import exclusive
 from training.tables import unused
 
 _ACTIONS = ("list", "verify", "prune")
@@ -47,7 +48,8 @@ def main() -> None:
             sys.exit(1 if damaged else 0)
         elif action == "prune":
             for folder in folders:
-                _prune(folder, keep.value, dry_run.value)
+                with exclusive(folder.parent):
+                    _prune(folder, keep.value, dry_run.value)
 
     command.run(run)
 
@@ -80,6 +82,10 @@ def _rows(folders: list[Path]) -> Iterator[list[str]]:
 
 def _verify(folder: Path) -> bool:
     sound = True
+    record = checkpoints.best_record(folder)
+    if record is not None and not (folder / BEST / str(record["step"])).is_dir():
+        print(f"{folder / BEST / str(record['step'])}: it is on record as the best, and is not there")
+        sound = False
     for path in _found(folder):
         problems = list(checkpoints.damage(path))
         sound &= not problems
@@ -95,7 +101,8 @@ def _prune(folder: Path, keep: int, dry_run: bool) -> None:
     record = checkpoints.best_record(folder)
     if record is not None:
         kept.append(folder / BEST / str(record["step"]))
-    gone = [path for kind in (BEST, LATEST) for path in (folder / kind).glob("*") if path not in kept]
+    gone = [path for path in _found(folder) if path not in kept]
+    gone += [path for kind in (BEST, LATEST) for path in (folder / kind).glob(f"*{checkpoints.DAMAGED}")]
     gone += unused(folder.parent, [checkpoints.position(path) for path in kept if path.parent.name == LATEST])
     for path in gone:
         size = checkpoints.size(path) if path.is_dir() else path.stat().st_size

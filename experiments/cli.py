@@ -15,6 +15,7 @@ from corpora.tables import DataError
 from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
+from training.lock import LockedError
 from training.loop import NonFiniteLoss
 from training.memory import keep_freed_memory
 
@@ -24,7 +25,7 @@ class UsageError(ValueError):
 
 
 # What a person can mend: reported in one line, without a traceback.
-_EXPECTED = (UsageError, SpecError, DataError, CheckpointError, NonFiniteLoss)
+_EXPECTED = (UsageError, SpecError, DataError, CheckpointError, LockedError, NonFiniteLoss)
 
 
 @contextlib.contextmanager
@@ -127,6 +128,10 @@ class Command:
             sys.exit(128 + signal.SIGINT)
         except _EXPECTED as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:  # such as a full disk
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror or error}", file=sys.stderr)
             sys.exit(2)
 
     def _parse(self) -> list[str]:

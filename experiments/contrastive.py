@@ -35,7 +35,7 @@ from experiments import evaluation, settings
 from experiments.cli import UsageError
 from experiments.evaluation import deepest
 from index import exact, passages
-from training import loop, warm_start
+from training import checkpoints, loop, tables, warm_start
 from training.build import build, fill
 from training.task import TrainState
 
@@ -60,6 +60,8 @@ class Experiment:
         self.text = fill(tokens.TextSettings, config["text"], "config.text")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
         self._init_from = fill(settings.InitFrom, build(config["init_from"]), "config.init_from")
+        if self._init_from.run:
+            checkpoints.check_best(Path(self._init_from.run) / "checkpoints")
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
         self._schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
         self._optimizer = build(config["optimizer"], "config.optimizer")
@@ -132,14 +134,14 @@ class Experiment:
             lengths=batches.example_lengths(self.pairs, query_tokens, self.document_tokens),
         )
 
-        def stream(first_step: int, tables: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+        def stream(first_step: int, in_use: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
             make_batch = batches.contrastive(
                 self.pairs,
                 query_tokens,
                 self.document_tokens,
                 query_length=self.text.query_length,
                 document_length=self.text.document_length,
-                negatives=tables.get(NEGATIVES),
+                negatives=in_use.get(NEGATIVES),
                 negatives_per_query=self._batch.negatives_per_query,
                 seed=self.config["seed"],
             )
@@ -225,11 +227,8 @@ class Experiment:
             return {}
         file = self.run_dir / "tables" / f"{NEGATIVES}.npy"
         if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            partial = file.with_name("partial.npy")
-            np.save(partial, self._batch.negatives(self.dataset, self.pairs))
-            partial.replace(file)
-        return {NEGATIVES: np.load(file)}
+            tables.save(file, self._batch.negatives(self.dataset, self.pairs))
+        return {NEGATIVES: tables.load(file)}
 
     def _initialize(self, params: Any) -> Any:
         """Takes over the parameters of `init_from.run`, and says what became of each."""

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from experiments.cli import UsageError
 from experiments.machine import device_name
 from training.build import locate
+from training.lock import exclusive
 
 CONFIG_FILE = "config.json"
 _BEFORE_A_CHECKPOINT = (
-    CONFIG_FILE, "tokenizer.json", "tables", "metrics.jsonl", "tensorboard", "checkpoints",
+    CONFIG_FILE, "tokenizer.json", "tables", "metrics.jsonl", "tensorboard", "checkpoints", "init_from.json",
 )  # fmt: skip
 _REPORTED = ("retrievax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "bm25s", "tokenizers")
 
@@ -72,9 +73,10 @@ def _claim(run_dir: Path, config: dict[str, Any]) -> None:
         now = _flat(config)
         differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if differing and not _has_checkpoint(run_dir):
-            for name in _BEFORE_A_CHECKPOINT:  # all that a run makes before it is worth keeping
-                path = run_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with exclusive(run_dir):
+                for name in _BEFORE_A_CHECKPOINT:  # all that a run makes before it is worth keeping
+                    path = run_dir / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         elif differing:
             shown = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:3])
             raise UsageError(

@@ -8,6 +8,7 @@ A checkpoint appears under its name whole or not at all, with the digests of its
 that damage is noticed before anything is read from it.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from training.task import TrainState
 LATEST, BEST = "latest", "best"
 _RECORD = "best.json"
 _DIGESTS, _POSITION = "digests.json", "position.json"
-_DAMAGED = ".damaged"
+DAMAGED = ".damaged"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
 _METADATA = "_CHECKPOINT_METADATA"
 _WRITTEN_LATER = ("commit_success.txt", _METADATA)  # by orbax, after the digests
@@ -58,6 +59,17 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
         )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            print(f"also: {failure}", file=sys.stderr, flush=True)  # the first error is the one to raise
 
     def save(self, state: TrainState, beside: Mapping[str, Any]) -> None:
         """Saves the state to resume from, named by its step; `beside` is JSON and comes back with it.
@@ -100,7 +112,7 @@ class Checkpoints:
     def positions(self) -> list[Mapping[str, Any]]:
         """Returns what was saved beside each of the latest states, with the one that is being written."""
         paths = [self._folder / LATEST / str(step) for step in steps(self._folder / LATEST)]
-        found = [position(path) for path in paths if (path / _POSITION).is_file()]
+        found = [position(path) for path in paths if not next(damage(path, read=False), None)]
         return found if self._position is None else [*found, self._position]
 
     def save_best(self, state: TrainState, value: float) -> None:
@@ -122,7 +134,8 @@ class Checkpoints:
         self._write(path, weights, None)
         self.wait()  # best.json must never name what is not there yet
         if jax.process_index() == 0:
-            _write_json(self._folder / _RECORD, {"step": step, "value": value})
+            with self._reported():
+                _write_json(self._folder / _RECORD, {"step": step, "value": value})
             for other in steps(self._folder / BEST):
                 if other != step:
                     shutil.rmtree(self._folder / BEST / str(other))
@@ -164,7 +177,7 @@ class Checkpoints:
         if self._position is not None:
             _write_json(unfinished / _POSITION, self._position)
         digests = {
-            str(file.relative_to(unfinished)): {"bytes": file.stat().st_size, "sha256": _digest(file)}
+            str(file.relative_to(unfinished)): {"bytes": file.stat().st_size, "sha256": digest(file)}
             for file in _files(unfinished)
         }
         _write_json(unfinished / _DIGESTS, digests)
@@ -186,33 +199,25 @@ class Checkpoints:
         for step in steps(self._folder / LATEST):
             if step > above:
                 path = self._folder / LATEST / str(step)
-                shutil.rmtree(f"{path}{_DAMAGED}", ignore_errors=True)
-                path.rename(f"{path}{_DAMAGED}")
+                shutil.rmtree(f"{path}{DAMAGED}", ignore_errors=True)
+                path.rename(f"{path}{DAMAGED}")
 
-    def _reported(self) -> "_Reported":
-        return _Reported(self)
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turns whatever fails while saving into a CheckpointError of one line."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self._writing} cannot be saved: {_reason(error)}; {self.last_good()}"
+            ) from error
 
     def last_good(self) -> str:
         """Returns what an error says of the state to resume from."""
-        step = self.latest_step()
+        found = sorted(steps(self._folder / LATEST), reverse=True)
+        sound = (s for s in found if not next(damage(self._folder / LATEST / str(s), read=False), None))
+        step = next(sound, None)
         return "nothing was saved yet" if step is None else f"the last good checkpoint is step {step}"
-
-
-class _Reported:
-    """Turns whatever fails while saving into a CheckpointError of one line."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, Exception):
-            raise CheckpointError(
-                f"checkpoint {self._checkpoints._writing} cannot be saved: {_reason(error)}; "
-                f"{self._checkpoints.last_good()}"
-            ) from error
 
 
 def read_best(folder: str | Path, params: Any, state: Any) -> tuple[int, Any, Any]:
@@ -232,19 +237,29 @@ def read_best(folder: str | Path, params: Any, state: Any) -> tuple[int, Any, An
     return step, weights["params"], weights["state"]
 
 
+def check_best(folder: str | Path) -> None:
+    """Raises CheckpointError unless there is a best checkpoint of the right size; reads nothing of it."""
+    _best_path(folder, read=False)
+
+
 def read_best_params(folder: str | Path) -> tuple[int, Any]:
     """Returns (step, params as NumPy arrays) of the best evaluation, in the shapes they have there.
 
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
+    _quiet_orbax()
     path, step = _best_path(folder)
-    return step, jax.device_get(_read(path)["params"])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever it was trained on
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path / "state").item_metadata.tree
+    like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata)
+    return step, jax.device_get(_read(path, like)["params"])
 
 
 def steps(folder: Path) -> list[int]:
     """Returns the steps that have a checkpoint in `latest` or `best`, in no order."""
-    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    return [int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name)]
 
 
 def damage(path: Path, *, read: bool = True) -> Iterator[str]:
@@ -259,25 +274,50 @@ def damage(path: Path, *, read: bool = True) -> Iterator[str]:
         return
     try:
         digests = json.loads((path / _DIGESTS).read_text())
-        sizes = {name: entry["bytes"] for name, entry in digests.items()}
+        entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in digests.items()]
         json.loads((path / _METADATA).read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"{_DIGESTS} or {_METADATA} cannot be read: {error!r}"
         return
-    for name, size in sizes.items():
-        file = path / name
+    files = [(name, path / name, size, sha256) for name, size, sha256 in entries]
+    for name, file, size, sha256 in [*files, *_tables(path)]:
         if not file.is_file():
             yield f"{name} is missing"
         elif file.stat().st_size != size:
             yield f"{name} has {file.stat().st_size:,} bytes of {size:,}"
-        elif read and _digest(file) != digests[name]["sha256"]:
+        elif read and digest(file) != sha256:
             yield f"{name} is not as it was written"
 
 
+def _tables(path: Path) -> list[tuple[str, Path, int, str]]:
+    """Returns name, place, size and digest of the tables that a checkpoint names."""
+    try:
+        tables = position(path).get("tables", {}) if (path / _POSITION).is_file() else {}
+    except ValueError:  # its digest says so too
+        return []
+    folder = path.parents[2]
+    return [
+        (entry["file"], folder / entry["file"], entry["bytes"], entry["sha256"]) for entry in tables.values()
+    ]
+
+
 def best_record(folder: Path) -> dict[str, Any] | None:
-    """Returns `step` and `value` of the best evaluation, None before the first."""
+    """Returns `step` and `value` of the best evaluation, None before the first.
+
+    Raises:
+      CheckpointError: best.json is damaged.
+    """
     file = folder / _RECORD
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        return {"step": int(record["step"]), "value": float(record["value"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged: {error!r}; it must say which of {file.parent / BEST} is the best, as "
+            '{"step": 100, "value": 0.5}'
+        ) from error
 
 
 def position(path: Path) -> dict[str, Any]:
@@ -290,20 +330,20 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _best_path(folder: str | Path) -> tuple[Path, int]:
+def _best_path(folder: str | Path, *, read: bool = True) -> tuple[Path, int]:
     folder = Path(folder).absolute()
     record = best_record(folder)
     if record is None:
         raise CheckpointError(f"no best checkpoint in {folder}")
     path = folder / BEST / str(record["step"])
-    for problem in damage(path):
+    for problem in damage(path, read=read):
         raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
     return path, record["step"]
 
 
-def _read(path: Path, like: Any = None) -> Any:
+def _read(path: Path, like: Any) -> Any:
     _quiet_orbax()
-    target = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -316,7 +356,8 @@ def _files(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in _WRITTEN_LATER]
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """Returns the SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

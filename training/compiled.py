@@ -24,7 +24,7 @@ class CompiledSteps:
     """
 
     def __init__(self, step: Callable[..., tuple[TrainState, Window, jax.Array]], log: Log):
-        self._step = jax.jit(step, donate_argnums=(0, 1))
+        self._step = step
         self._log = log
         self._compiled: dict[Any, Callable] = {}
         self._flops: dict[Any, flops.Flops] = {}
@@ -39,15 +39,21 @@ class CompiledSteps:
         shapes = _shapes(batch)
         if shapes not in self._compiled:
             self._compile(shapes, state, window, batch, key)
-        self._log.add_flops(self._flops[shapes].total)
         return self._compiled[shapes](state, window, batch, key)
 
-    def _compile(self, shapes: Any, *arguments: Any) -> None:
+    def flops(self, batch: Batch) -> int:
+        """Returns the operations of a step with such a batch, which has been compiled."""
+        return self._flops[_shapes(batch)].total
+
+    def _compile(self, shapes: Any, state: TrainState, window: Window, batch: Batch, key: jax.Array) -> None:
         start = time.monotonic()
-        counted = flops.count(self._step, *arguments)
-        compiled = self._step.lower(*arguments).compile()
+        # What comes out is what goes in at the next step, placed alike.
+        kept = jax.tree.map(lambda x: x.sharding, (state, window))
+        step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(*kept, None))
+        counted = flops.count(step, state, window, batch, key)
+        compiled = step.lower(state, window, batch, key).compile()
         self._log.add_compilation(time.monotonic() - start)
-        names = ", ".join(f"{name} {list(shape)}" for name, shape in shapes if name.endswith("tokens"))
+        names = ", ".join(f"{name} {list(shape)}" for name, shape, _ in shapes if name.endswith("tokens"))
         self._log.say(
             f"compiled the step{f' for {names}' if names else ''} in {since(start)}: "
             f"{counted.total:.3g} floating-point operations"
@@ -58,5 +64,5 @@ class CompiledSteps:
         self._compiled[shapes], self._flops[shapes] = compiled, counted
 
 
-def _shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, batch[name].shape) for name in sorted(batch))
+def _shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return tuple((name, batch[name].shape, str(batch[name].dtype)) for name in sorted(batch))

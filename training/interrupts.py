@@ -30,7 +30,8 @@ def catch_signals() -> Iterator[StopRequest]:
     def on_signal(signum, frame):
         del frame
         request.signum = signum
-        signal.signal(signum, previous[signum])
+        for each, handler in previous.items():  # a second signal of either kind is not ours
+            signal.signal(each, handler)
 
     previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

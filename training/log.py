@@ -51,20 +51,16 @@ class Log:
         """The next step begins now."""
         self._last = time.monotonic()
 
-    def tick(self) -> None:
-        """A step has ended."""
+    def tick(self, flops: float, input_wait: float) -> None:
+        """A step has ended, of so many operations, for whose batch the process waited so many seconds."""
         now = time.monotonic()
         self._durations.append(now - self._last)
         self._last = now
-
-    def add_input_wait(self, seconds: float) -> None:
-        self._input_wait += seconds
+        self._flops += flops
+        self._input_wait += input_wait
 
     def add_compilation(self, seconds: float) -> None:
         self._compile_seconds += seconds
-
-    def add_flops(self, flops: float) -> None:
-        self._flops += flops
 
     @property
     def rows(self) -> int:

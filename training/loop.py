@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from training import mesh as meshes
-from training.checkpoints import Checkpoints
+from training.checkpoints import CheckpointError, Checkpoints
 from training.compiled import CompiledSteps
 from training.interrupts import Interrupted, StopRequest, catch_signals
+from training.lock import exclusive
 from training.log import Log
-from training.step import Window, empty_window, make_step, watched
-from training.tables import Hook, Tables, names_in
+from training.step import Step, Window, empty_window, make_step, watched
+from training.tables import Hook, Tables
 from training.task import Batch, Task, TrainState, begin, create
 
 Evaluator = Callable[[TrainState], Iterable[tuple[str, float]]]
@@ -105,43 +106,42 @@ def train(
       NonFiniteLoss: the loss, gradient or update is NaN or infinite. What was saved stays.
       CheckpointError: a checkpoint cannot be written, or none can be read. What was saved stays.
       Interrupted: Ctrl-C or SIGTERM; the state is saved.
+      LockedError: another process trains in the run directory.
     """
     mesh = meshes.data_mesh() if mesh is None else mesh
-    checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=schedule.keep_checkpoints)
-    try:
-        key = jax.random.key(seed)
-        given = {} if tables is None else tables
-        state, window, position = _begin(
-            task, optimizer, batches(0, given), schedule, checkpoints, key, mesh, initialize
-        )
-        in_use = Tables(run_dir, given, names_in(position))
+    step_function = make_step(
+        task,
+        optimizer,
+        microbatches=schedule.microbatches,
+        average_decay=schedule.average_decay,
+        mesh=mesh,
+    )
+    key = jax.random.key(seed)
+    given = {} if tables is None else tables
+    folder = Path(run_dir) / "checkpoints"
+    with exclusive(run_dir), Checkpoints(folder, keep=schedule.keep_checkpoints) as checkpoints:
+        stream = batches(0, given)
+        start = _start(task, optimizer, stream, schedule, checkpoints, key, mesh, initialize)
+        state, window, position = _resume(checkpoints, step_function, *start, key, mesh)
+        in_use = Tables(run_dir, given, position.get("tables", {}))
         first = int(state.step)
-        step_function = make_step(
-            task,
-            optimizer,
-            microbatches=schedule.microbatches,
-            average_decay=schedule.average_decay,
-            mesh=mesh,
-        )
-        with (
-            Log(run_dir, first, schedule.total_steps, position) as log,
-            catch_signals() as stop,
-        ):
+        with Log(run_dir, first, schedule.total_steps, position) as log, catch_signals() as stop:
             run = _Run(schedule, mesh, checkpoints, evaluators, hooks, in_use, describe_batch, log, stop)
             run.announce(state)
             if not first:
                 run.evaluate(state)
             elif position.get("due"):
-                run.round(state, window)
+                run.round(state)
             if first < schedule.total_steps:
                 feed = _Feed(batches, mesh, schedule.microbatches, first, in_use)
                 state = run.steps(CompiledSteps(watched(step_function), log), state, window, feed, key)
-    finally:
-        checkpoints.close()
+            if stop.signum is not None:  # after the last step, whose state is saved
+                checkpoints.wait()
+                raise Interrupted(stop.signum, int(state.step))
     return state
 
 
-def _begin(
+def _start(
     task: Task,
     optimizer: optax.GradientTransformation,
     stream: Iterator[Mapping[str, np.ndarray]],
@@ -150,22 +150,26 @@ def _begin(
     key: jax.Array,
     mesh: Mesh,
     initialize: Callable[[Any], Any] | None,
-) -> tuple[TrainState, Window, dict[str, Any]]:
-    """Returns where the run stands: state, sums of the window, and the position that was saved with them."""
+) -> tuple[TrainState, Batch]:
+    """Returns the state before the first step, and a batch to tell shapes by."""
     batch = meshes.shard_batch(next(stream), mesh, parts=schedule.microbatches)
     average = schedule.average_decay > 0
     # A number that no step has, so that initialization shares its key with none.
     key = jax.random.fold_in(key, 2**31 - 1)
     state = jax.jit(lambda key: create(task, optimizer, key, batch, average=average))(key)
-    resumed = checkpoints.latest_step() is not None
-    if initialize is not None and not resumed:
+    if initialize is not None and checkpoints.latest_step() is None:
         params = initialize(jax.device_get(state.params))
         state = jax.jit(lambda p, s: begin(optimizer, p, s, average=average))(params, state.state)
-    state = meshes.replicate(state, mesh)
-    step = make_step(task, optimizer, microbatches=schedule.microbatches, mesh=mesh)
+    return meshes.replicate(state, mesh), batch
+
+
+def _resume(
+    checkpoints: Checkpoints, step: Step, state: TrainState, batch: Batch, key: jax.Array, mesh: Mesh
+) -> tuple[TrainState, Window, dict[str, Any]]:
+    """Returns where the run stands: state, sums of the window, and the position that was saved with them."""
     window = empty_window(jax.eval_shape(step, state, batch, key)[1])
     position = {}
-    if resumed:
+    if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(state)
         window = _window_from_json(window, position["window"])
     return state, meshes.replicate(window, mesh), position
@@ -190,7 +194,8 @@ class _Run:
         self._evaluators, self._hooks, self._tables = evaluators, hooks, tables
         self._describe_batch, self._log, self._stop = describe_batch, log, stop
         self._row: tuple[int, Window] | None = None  # a row that is yet to be written
-        self._running: jax.Array | None = None  # of a step that is yet to end
+        # Of a step that is yet to end: its number on the device, its operations, the wait for its batch.
+        self._running: tuple[jax.Array, float, float] | None = None
 
     def announce(self, state: TrainState) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -211,17 +216,17 @@ class _Run:
         empty = jax.device_get(empty_window(window.sums))
         for step in range(int(state.step) + 1, schedule.total_steps + 1):
             batch, waited = feed.take()
-            self._log.add_input_wait(waited)
             if compiled.is_new(batch):
                 self._settle()
             state, window, number = compiled(state, window, batch, key)
+            flops = compiled.flops(batch)
             if self._running is None:  # the device was idle: what came before was no training
                 self._log.restart_clock()
             last = step == schedule.total_steps
             hook_due = not last and any(step % hook.every == 0 for hook in self._hooks)
             if not (last or hook_due):
                 feed.prepare()  # while the device is busy
-            self._settle(number)
+            self._settle((number, flops, waited))
             if last or step % schedule.log_every == 0:
                 self._row = step, window
                 window = meshes.replicate(empty, self._mesh)
@@ -233,7 +238,7 @@ class _Run:
             self._check(window)
             stopped_by = self._stop.signum  # read once: a signal may come at any moment
             if stopped_by is None and due:
-                self.round(state, window)
+                self.round(state)
                 due, stopped_by = False, self._stop.signum
                 if hook_due:
                     feed.restart(step, self._tables)
@@ -244,7 +249,7 @@ class _Run:
                 raise Interrupted(stopped_by, step)
         return state
 
-    def round(self, state: TrainState, window: Window) -> None:
+    def round(self, state: TrainState) -> None:
         """Calls the hooks and evaluators that are due after a step."""
         step = int(state.step)
         for hook in self._hooks:
@@ -254,20 +259,27 @@ class _Run:
             self._keep_best(state, self.evaluate(state))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        measured = {name: value for evaluator in self._evaluators for name, value in evaluator(state)}
+        """Calls the evaluators and writes what they give. Raises ValueError if `best_measure` is missing."""
+        measured = {name: float(value) for evaluator in self._evaluators for name, value in evaluator(state)}
+        best = self._schedule.best_measure
+        if best and best not in measured:
+            raise ValueError(
+                f"best_measure is {best!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
+            )
         if measured:
             self._log.write_measures(int(state.step), measured)
         return measured
 
-    def _settle(self, number: jax.Array | None = None) -> None:
-        """Waits for the step before, which `number` follows on the device, and writes the row it completed.
+    def _settle(self, running: tuple[jax.Array, float, float] | None = None) -> None:
+        """Waits for the step before, which `running` follows on the device, and writes the row it completed.
 
         So a row is read one step late and the device is never idle for it.
         """
         if self._running is not None:
-            self._running.block_until_ready()
-            self._log.tick()
-        self._running = number
+            number, flops, waited = self._running
+            number.block_until_ready()
+            self._log.tick(flops, waited)
+        self._running = running
         if self._row is not None:
             step, window = self._row
             self._check(window)
@@ -278,16 +290,20 @@ class _Run:
     def _check(self, window: Window) -> None:
         step = int(window.first_bad)
         if step >= 0:
-            self._checkpoints.wait()
+            try:
+                self._checkpoints.wait()
+                saved = self._checkpoints.last_good()
+            except CheckpointError as error:
+                saved = str(error)
             raise NonFiniteLoss(
                 f"loss, gradient or update is not finite at step {step} ({self._describe_batch(step - 1)}); "
-                f"{self._checkpoints.last_good()}"
+                f"{saved}"
             )
 
     def _save(self, state: TrainState, window: Window, due: bool) -> None:
         """Saves the state with what else the run needs to go on as though it had not stopped."""
         position = {
-            "tables": self._tables.names,
+            "tables": dict(self._tables.in_use),  # a copy: it is written while the run goes on
             "window": _window_to_json(window),
             "seconds": self._log.seconds,
             "rows": self._log.rows,
@@ -297,15 +313,10 @@ class _Run:
 
     def _keep_best(self, state: TrainState, measured: Mapping[str, float]) -> None:
         name = self._schedule.best_measure
-        if not name:
-            return
-        if name not in measured:
-            raise ValueError(
-                f"best_measure is {name!r}; the evaluators gave {', '.join(measured) or 'nothing'}"
-            )
-        best = self._checkpoints.best_value()
-        if math.isfinite(measured[name]) and (best is None or measured[name] > best):
-            self._checkpoints.save_best(state, measured[name])
+        if name and math.isfinite(measured[name]):
+            best = self._checkpoints.best_value()
+            if best is None or measured[name] > best:
+                self._checkpoints.save_best(state, measured[name])
 
 
 class _Feed:
@@ -323,7 +334,10 @@ class _Feed:
     def prepare(self) -> None:
         """Makes the next batch."""
         start = time.monotonic()
-        self._next = meshes.shard_batch(next(self._stream), self._mesh, parts=self._parts)
+        batch = next(self._stream, None)
+        if batch is None:
+            raise ValueError("batches: the iterator ended before the last step")
+        self._next = meshes.shard_batch(batch, self._mesh, parts=self._parts)
         self._waited = time.monotonic() - start
 
     def take(self) -> tuple[Batch, float]:

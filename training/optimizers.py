@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import optax
 
-from training.paths import check_patterns, map_with_path, paths
+from training.build import SpecError
+from training.paths import check_expressions, check_patterns, map_with_path, paths, shown
 
 
 def clipped(optimizer: optax.GradientTransformation, *, max_norm: float) -> optax.GradientTransformation:
@@ -44,31 +45,32 @@ def by_path(rules: Sequence[tuple[str, optax.GradientTransformation]]) -> optax.
       rules: (regular expression, optimizer) pairs; paths are such as `model/query/encoder/embed/table`.
 
     Raises:
-      ValueError: no rules, an incomplete optimizer; and once parameters are there: a parameter without a
-        rule, or a rule that no parameter comes to.
+      SpecError: no rules, a bad expression, an incomplete optimizer; and once parameters are there: a
+        parameter without a rule, or a rule that no parameter comes to.
     """
     if not rules:
-        raise ValueError("rules is empty; allowed: pairs of a regular expression and an optimizer")
+        raise SpecError("rules is empty; allowed: pairs of a regular expression and an optimizer")
     for rule in rules:
         if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
-            raise ValueError(f"rules has {rule!r}; allowed: pairs of a regular expression and an optimizer")
+            raise SpecError(f"rules has {rule!r}; allowed: pairs of a regular expression and an optimizer")
     patterns = [pattern for pattern, _ in rules]
+    check_expressions(patterns, "rules")
 
     def label(path: str, leaf: Any) -> str:
         del leaf
         for number, pattern in enumerate(patterns):
             if re.search(pattern, path):
                 return str(number)
-        raise ValueError(f"rules: no rule is for the parameter {path}; a last rule '.*' is for all others")
+        raise SpecError(f"rules: no rule is for the parameter {path}; a last rule '.*' is for all others")
 
     def labels(params: Any) -> Any:
         # optax asks for gradients too, some of which are masked; their paths are the same.
         labeled = map_with_path(label, params)
         idle = {str(i) for i in range(len(patterns))} - set(jax.tree.leaves(labeled))
         for number in sorted(idle):
-            raise ValueError(
+            raise SpecError(
                 f"rules: {patterns[int(number)]!r} is the first rule of no parameter; there are "
-                f"{', '.join(paths(params)[:8])}, ..."
+                f"{shown(paths(params))}"
             )
         return labeled
 
@@ -91,7 +93,7 @@ def all_but(params: Any, *, patterns: Sequence[str]) -> Any:
     Raises:
       ValueError: a pattern that is found in no path.
     """
-    check_patterns(patterns, params, "patterns:")
+    check_patterns(patterns, params, "patterns")
     return map_with_path(lambda path, _: not any(re.search(p, path) for p in patterns), params)
 
 
@@ -106,7 +108,7 @@ def matrices(params: Any, *, also_not: Sequence[str] = ()) -> Any:
       also_not: regular expressions of other paths to leave out.
     """
     if also_not:
-        check_patterns(also_not, params, "also_not:")
+        check_patterns(also_not, params, "also_not")
     vector = re.compile(r"(^|/)(scale|bias|log_[^/]*)$")
 
     def decays(path: str, leaf: Any) -> bool:

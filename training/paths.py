@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from training.build import SpecError
+
 
 def path_of(keys: Sequence[Any]) -> str:
     """Returns a path of jax.tree_util as text, its parts joined by slashes."""
@@ -23,16 +25,23 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def check_patterns(patterns: Sequence[str], tree: Any, what: str) -> None:
-    """Raises ValueError where a pattern is no regular expression, or is found in no path of the tree."""
+    """Raises SpecError where a pattern is no regular expression, or is found in no path of the tree."""
+    check_expressions(patterns, what)
     found = paths(tree)
     for pattern in patterns:
+        if not any(map(re.compile(pattern).search, found)):
+            raise SpecError(f"{what}: {pattern!r} is found in no parameter; there are {shown(found)}")
+
+
+def check_expressions(patterns: Sequence[str], what: str) -> None:
+    """Raises SpecError where a pattern is no regular expression."""
+    for pattern in patterns:
         try:
-            compiled = re.compile(pattern)
+            re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{what} {pattern!r} is no regular expression: {error}") from None
-        if not any(map(compiled.search, found)):
-            raise ValueError(f"{what} {pattern!r} is found in no parameter; there are {_shown(found)}")
+            raise SpecError(f"{what}: {pattern!r} is no regular expression: {error}") from None
 
 
-def _shown(found: Sequence[str]) -> str:
+def shown(found: Sequence[str]) -> str:
+    """Returns the first paths, for an error message."""
     return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")

@@ -19,7 +19,7 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 # A step whose numbers are not all finite is a bad one. The update too: an infinite learning rate makes
 # an infinite update of a finite gradient.
-_WATCHED = ("loss", "grad_norm", "update_norm")
+WATCHED = ("loss", "grad_norm", "update_norm")
 
 
 def make_step(
@@ -72,7 +72,7 @@ def _gradient_step(
         (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         metrics = dict(metrics)
         sums = metrics.pop("sums", {})
-        return task_state, grads, {"loss": loss, **metrics}, sums
+        return task_state, grads, {**_scalars(metrics), "loss": loss}, sums
 
     def accumulate(params, task_state, batch, rng):
         parts = split(batch, microbatches)
@@ -106,6 +106,16 @@ def _gradient_step(
         return state.replace(params=params, state=task_state, opt_state=opt_state), metrics
 
     return step
+
+
+def _scalars(metrics: Metrics) -> Metrics:
+    """Returns metrics as float32 [], so that they can be averaged; ValueError where one is no scalar."""
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(f"metric {name!r} has shape {jnp.shape(value)}; allowed: a scalar")
+        if name in WATCHED:
+            raise ValueError(f"metric {name!r} is the loop's own; call it otherwise")
+    return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
 def split(batch: Batch, microbatches: int) -> dict[str, jax.Array]:
@@ -155,7 +165,12 @@ def watched(step: Step) -> Callable[..., tuple[TrainState, Window, jax.Array]]:
 
     def run(state: TrainState, window: Window, batch: Batch, key: jax.Array):
         state, metrics = step(state, batch, key)
-        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(metrics[name]) for name in _WATCHED))
+        missing = [name for name in WATCHED if name not in metrics]
+        if missing:
+            raise ValueError(
+                f"metrics lack {', '.join(missing)}; `update` must return what gradient_step does"
+            )
+        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(metrics[name]) for name in WATCHED))
         first_bad = jnp.where((window.first_bad < 0) & ~finite, state.step, window.first_bad)
         masks = [array for name, array in batch.items() if name.endswith("mask")]
         window = Window(

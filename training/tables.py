@@ -2,7 +2,8 @@
 
     run_dir/tables/<name>-<step>.npy
 
-A batch at step t is a function of the seed, t and the tables in use; a checkpoint therefore names them.
+A batch at step t is a function of the seed, t and the tables in use; a checkpoint therefore names them, with
+their digests.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from training.checkpoints import CheckpointError
+from training.checkpoints import CheckpointError, digest
 from training.task import TrainState
 
 FOLDER = "tables"
@@ -34,16 +35,23 @@ class Tables:
     Args:
       run_dir: the run directory.
       given: by name, the tables that a run begins with.
-      names: by table, the file in use instead, as a checkpoint says.
+      in_use: by table, what a checkpoint names instead: `file` in the run directory, `bytes` and `sha256`.
+
+    Attributes:
+      arrays: the tables by name.
+      in_use: what a checkpoint is to name.
 
     Raises:
-      CheckpointError: a table that a checkpoint names is gone or damaged.
+      CheckpointError: a table that a checkpoint names cannot be read.
     """
 
-    def __init__(self, run_dir: str | Path, given: Mapping[str, np.ndarray], names: Mapping[str, str]):
-        self._folder = Path(run_dir) / FOLDER
-        self.names = dict(names)
-        self.arrays = {**given, **{table: _load(self._folder / file) for table, file in names.items()}}
+    def __init__(
+        self, run_dir: str | Path, given: Mapping[str, np.ndarray], in_use: Mapping[str, Mapping[str, Any]]
+    ):
+        self._run_dir = Path(run_dir)
+        self.in_use = dict(in_use)
+        read = {table: load(self._run_dir / entry["file"]) for table, entry in in_use.items()}
+        self.arrays = {**given, **read}
 
     def replace(self, step: int, made: Mapping[str, np.ndarray], keep: Iterable[Mapping[str, Any]]) -> None:
         """Writes and uses the tables that a hook made after a step.
@@ -51,32 +59,37 @@ class Tables:
         Files that are neither in use now nor named by the positions `keep` of checkpoints are deleted.
         """
         for table, array in made.items():
-            file = f"{table}-{step}.npy"
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = self._folder / f"{table}.partial.npy"
-            np.save(partial, array)
-            partial.replace(self._folder / file)
-            self.names[table], self.arrays[table] = file, array
-        for path in unused(self._folder.parent, [{"tables": self.names}, *keep]):
+            file = self._run_dir / FOLDER / f"{table}-{step}.npy"
+            save(file, array)
+            self.arrays[table] = array
+            self.in_use[table] = {
+                "file": f"{FOLDER}/{file.name}",
+                "bytes": file.stat().st_size,
+                "sha256": digest(file),
+            }
+        for path in unused(self._run_dir, [{"tables": self.in_use}, *keep]):
             path.unlink()
 
 
-def _load(file: Path) -> np.ndarray:
+def save(file: Path, array: np.ndarray) -> None:
+    """Writes a table whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name("partial.npy")
+    np.save(partial, array)
+    partial.replace(file)
+
+
+def load(file: Path) -> np.ndarray:
+    """Reads a table. Raises CheckpointError where it is missing or damaged."""
     try:
         return np.load(file)
     except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"the table {file}, which a checkpoint names, cannot be read: {error}"
-        ) from error
+        raise CheckpointError(f"the table {file} cannot be read: {error}") from error
 
 
 def unused(run_dir: Path, positions: Iterable[Mapping[str, Any]]) -> list[Path]:
     """Returns the files that hooks wrote and that none of the given positions of checkpoints names."""
-    used = {file for position in positions for file in names_in(position).values()}
-    found = (path for path in sorted((run_dir / FOLDER).glob("*.npy")) if path.name not in used)
-    return [path for path in found if re.fullmatch(r".+-\d+\.npy", path.name)]
-
-
-def names_in(position: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the tables that a checkpoint's position names."""
-    return dict(position.get("tables", {}))
+    named = (entry for position in positions for entry in position.get("tables", {}).values())
+    used = {run_dir / entry["file"] for entry in named}
+    found = (path for path in sorted((run_dir / FOLDER).glob("*.npy")) if path not in used)
+    return [path for path in found if re.fullmatch(r".+-[0-9]+\.npy", path.name)]

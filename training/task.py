@@ -48,7 +48,8 @@ class Task(Protocol):
       has. The loss then puts additive sums under "sums" of its metrics; those of the microbatches are added.
     * `update(train_state, batch, rng, gradient_step) -> (train_state, metrics)`, in place of the plain
       step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the
-      batch before it, or to take several. The loop counts one step.
+      batch before it, or to take several. The loop counts one step, and needs the metrics of at least one
+      `gradient_step`.
     """
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
@@ -79,5 +80,18 @@ def begin(
     optimizer: optax.GradientTransformation, params: Any, state: Any, *, average: bool = False
 ) -> TrainState:
     """Returns the state before the first step from given parameters."""
+    params, state = _strong((params, state))
     step = jax.numpy.zeros((), jax.numpy.int32)
-    return TrainState(step, params, state, optimizer.init(params), params if average else None)
+    return TrainState(step, params, state, _strong(optimizer.init(params)), params if average else None)
+
+
+def _strong(tree: Any) -> Any:
+    """Makes the weak types of Python numbers what a restore makes of them; products might round otherwise."""
+
+    def strong(leaf: Any) -> jax.Array:
+        leaf = jax.numpy.asarray(leaf)
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):  # random keys
+            return leaf
+        return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+    return jax.tree.map(strong, tree)

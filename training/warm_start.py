@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from training.build import SpecError
 from training.checkpoints import read_best_params
-from training.paths import map_with_path, paths
+from training.paths import check_expressions, map_with_path, paths
 
 Rule = tuple[str, str | None]
 
@@ -49,7 +50,7 @@ def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[
 
     Raises:
       CheckpointError: the other run has no best checkpoint, or it is damaged.
-      ValueError: a rule for no parameter, two parameters that come to one path, or nothing to load.
+      SpecError: a rule for no parameter, two parameters that come to one path, or nothing to load.
     """
     _, source = read_best_params(Path(run_dir) / "checkpoints")
     return merge(params, source, rules)
@@ -57,6 +58,7 @@ def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[
 
 def merge(params: Any, source: Any, rules: Sequence[Rule] = ()) -> tuple[Any, Report]:
     """As `load`, from parameters that are there."""
+    check_expressions([pattern for pattern, _ in rules], "init_from.rules")
     wanted = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
     found: dict[str, tuple[str, Any]] = {}
     skipped: dict[str, str] = {}
@@ -75,14 +77,14 @@ def merge(params: Any, source: Any, rules: Sequence[Rule] = ()) -> tuple[Any, Re
         elif np.shape(value) != np.shape(wanted[target]):
             skipped[path] = f"its shape is {np.shape(value)}, that of {target} {np.shape(wanted[target])}"
         elif target in found:
-            raise ValueError(f"rules: {found[target][0]} and {path} both become {target}")
+            raise SpecError(f"rules: {found[target][0]} and {path} both become {target}")
         else:
             found[target] = path, value
     for number, (pattern, _) in enumerate(rules):
         if number not in used:
-            raise ValueError(f"rules: {pattern!r} is for no parameter; there are {', '.join(paths(source))}")
+            raise SpecError(f"rules: {pattern!r} is for no parameter; there are {', '.join(paths(source))}")
     if not found:
-        raise ValueError(f"no parameter could be loaded: {skipped}")
+        raise SpecError(f"init_from: no parameter could be loaded: {skipped}")
 
     def pick(path: str, leaf: Any) -> Any:
         return np.asarray(found[path][1], leaf.dtype) if path in found else leaf

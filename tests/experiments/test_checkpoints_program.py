@@ -4,6 +4,7 @@ import pytest
 
 from experiments import checkpoints as program
 from training.checkpoints import Checkpoints
+from training.tables import Tables
 from training.task import TrainState
 
 
@@ -11,15 +12,16 @@ from training.task import TrainState
 def run_dir(tmp_path):
     """Checkpoints of steps 1 to 3, the best of step 2, and two tables of which step 3 names one."""
     saved = Checkpoints(tmp_path / "run" / "checkpoints", keep=3)
+    tables = Tables(tmp_path / "run", {}, {})
     for step in (1, 2, 3):
         state = TrainState(jnp.int32(step), {"w": jnp.full(3, float(step))}, {}, ())
-        saved.save(state, {"tables": {"negatives": f"negatives-{step}.npy"} if step > 1 else {}})
+        if step > 1:
+            tables.replace(step, {"negatives": np.full(2, step)}, keep=saved.positions())
+        saved.save(state, {"tables": dict(tables.in_use)})
         if step == 2:
             saved.save_best(state, 0.25)
     saved.close()
-    (tmp_path / "run" / "tables").mkdir()
-    for name in ("negatives", "negatives-2", "negatives-3"):
-        np.save(tmp_path / "run" / "tables" / f"{name}.npy", np.zeros(2))
+    np.save(tmp_path / "run" / "tables" / "negatives.npy", np.zeros(2))
     return tmp_path / "run"
 
 

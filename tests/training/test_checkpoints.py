@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from training.checkpoints import CheckpointError, Checkpoints, damage, read_best, read_best_params
+from training.mesh import data_mesh, replicate
+from training.tables import Tables
 from training.task import TrainState
 
 
@@ -84,7 +86,7 @@ def test_killed_before_the_best_was_recorded_the_run_goes_on(tmp_path):
 
 def test_another_shape_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state(1, 1.0))
+    checkpoints.save(state(1, 1.0), {})
     checkpoints.close()
     other = TrainState(jnp.int32(0), {"w": jnp.zeros(4)}, {"seen": jnp.int32(0)}, (jnp.zeros(2),))
     with pytest.raises(CheckpointError, match="cannot be restored"):
@@ -134,6 +136,41 @@ def test_the_best_holds_what_was_evaluated(tmp_path):
     step, params = read_best_params(tmp_path)
     np.testing.assert_array_equal(params["w"], [9.0] * 3)
     assert step == 4
+
+
+def test_a_damaged_record_of_the_best_is_an_error_that_says_what_it_must_hold(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(state(4, 4.0), 0.2)
+    (tmp_path / "best.json").write_text('{"step": 4, "va')
+    with pytest.raises(CheckpointError, match=r'best.json is damaged.* as \{"step": 100, "value": 0.5\}'):
+        checkpoints.best_value()
+
+
+def test_parameters_saved_from_eight_devices_are_read_on_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(replicate(state(4, 4.0), data_mesh()), 0.2)
+    checkpoints.close()
+    script = (
+        "import sys; from training.checkpoints import read_best_params; print(read_best_params(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "(4, {'w': array([4., 4., 4.], dtype=float32)})\n", done.stderr
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+def test_a_checkpoint_whose_table_is_damaged_is_damaged(tmp_path, harm):
+    tables = Tables(tmp_path, {}, {})
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(state(1, 1.0), {"tables": {}})
+    tables.replace(2, {"negatives": np.arange(9)}, keep=[])
+    checkpoints.save(state(2, 2.0), {"tables": tables.in_use})
+    checkpoints.wait()
+    harm(tmp_path / "tables" / "negatives-2.npy")
+    restored, _ = checkpoints.restore(LIKE)
+    assert int(restored.step) == 1
 
 
 def test_an_unfinished_checkpoint_is_removed(tmp_path):

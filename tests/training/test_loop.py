@@ -1,7 +1,9 @@
 import dataclasses
+import itertools
 import json
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
+from training import checkpoints as checkpoints_module
 from training import loop, metrics
-from training.checkpoints import Checkpoints, read_best
+from training.checkpoints import CheckpointError, Checkpoints, read_best
 from training.interrupts import Interrupted
+from training.lock import LockedError, exclusive
 from training.mesh import data_mesh
 
 
@@ -302,3 +306,144 @@ def test_microbatches_are_announced_and_must_fit(tmp_path, capsys):
     assert "in-batch negatives come from a query's own microbatch only" in capsys.readouterr().err
     with pytest.raises(ValueError, match="16 rows, which 8 devices times 4 microbatches do not divide"):
         run(tmp_path / "not", schedule={"microbatches": 4})
+
+
+def test_a_checkpoint_names_the_tables_of_its_own_step(tmp_path, monkeypatch):
+    """Its files are still being written when the hook of the next step has made another table."""
+    slow = checkpoints_module.digest
+    monkeypatch.setattr(checkpoints_module, "digest", lambda file: (time.sleep(0.02), slow(file))[1])
+
+    class Hook:
+        every = 4
+
+        def __call__(self, state):
+            return {"shift": np.array([float(state.step)])}
+
+    schedule = loop.Schedule(5, log_every=3, eval_every=100, save_every=3)
+    loop.train(Regression(), optax.adam(0.1), batches, schedule, tmp_path, hooks=[Hook()])
+    latest = tmp_path / "checkpoints" / "latest"
+    assert checkpoints_module.position(latest / "3")["tables"] == {}
+    assert checkpoints_module.position(latest / "5")["tables"]["shift"]["file"] == "tables/shift-4.npy"
+
+
+class RowByRow(Regression):
+    """Its state follows the rows of the batch, which eight devices share."""
+
+    def init(self, rng, batch):
+        params, state = super().init(rng, batch)
+        return params, {**state, "queue": jnp.zeros((16, 3))}
+
+    def loss(self, params, state, batch, rng, *, train):
+        error, (new, metrics) = super().loss(params, state, batch, rng, train=train)
+        return error, ({**new, "queue": 0.5 * state["queue"] + batch["x"]}, metrics)
+
+
+def test_a_state_that_follows_the_rows_of_the_batch_on_eight_devices(tmp_path):
+    schedule = loop.Schedule(4, log_every=2, eval_every=9, save_every=3)
+    one, eight = (
+        loop.train(
+            RowByRow(), optax.adam(0.1), batches, schedule, tmp_path / str(count), mesh=data_mesh(devices)
+        )
+        for count, devices in ((1, jax.devices()[:1]), (8, jax.devices()))
+    )
+    np.testing.assert_allclose(one.state["queue"], eight.state["queue"], rtol=1e-5)
+
+
+def test_each_row_counts_the_operations_of_its_own_steps(tmp_path):
+    run(tmp_path, total=12, save_every=5)
+    counted = [row["time/flops_per_second"] * row["time/seconds"] for row in metrics.read(tmp_path)]
+    steps = [5, 5, 2]
+    per_step = [count / number for count, number in zip(counted, steps, strict=True)]
+    assert per_step[0] > 100
+    assert per_step == pytest.approx([per_step[0]] * 3)
+
+
+class Weak(Regression):
+    """A Python number among the parameters, and a product whose dtype it decides."""
+
+    def init(self, rng, batch):
+        params, state = super().init(rng, batch)
+        return {**params, "scale": 1.3}, state
+
+    def loss(self, params, state, batch, rng, *, train):
+        rounded = {**params, "w": (params["w"].astype(jnp.bfloat16) * params["scale"]).astype(jnp.float32)}
+        return super().loss(rounded, state, batch, rng, train=train)
+
+
+def test_a_python_number_computes_alike_before_and_after_a_restore(tmp_path):
+    def train(folder, total):
+        schedule = loop.Schedule(total, log_every=2, eval_every=9, save_every=3)
+        return loop.train(Weak(), optax.sgd(0.1), batches, schedule, tmp_path / folder)
+
+    whole = train("whole", 8)
+    train("cut", 3)
+    resumed = train("cut", 8)
+    np.testing.assert_array_equal(whole.params["scale"], resumed.params["scale"])
+    np.testing.assert_array_equal(whole.params["w"], resumed.params["w"])
+
+
+def test_two_processes_in_one_run_directory_are_refused(tmp_path):
+    with exclusive(tmp_path), pytest.raises(LockedError, match="another process is at work in"):
+        run(tmp_path)
+    run(tmp_path, total=1)
+
+
+def test_a_failed_save_does_not_hide_what_went_wrong_first(tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise CheckpointError("checkpoint 5 cannot be saved: No space left on device")
+
+    def evaluator(state):
+        if int(state.step) == 10:
+            monkeypatch.setattr(Checkpoints, "wait", fail)
+            raise ZeroDivisionError("the evaluator")
+        yield "dev/measure", 0.5
+
+    with pytest.raises(ZeroDivisionError, match="the evaluator"):
+        run(tmp_path / "a", save_every=5, evaluators=[evaluator])
+    assert "also: checkpoint 5 cannot be saved" in capsys.readouterr().err
+    monkeypatch.undo()
+
+    def poisoned(first, tables):
+        for number, batch in enumerate(batches(first, poison=7), first + 1):
+            if number == 8:
+                monkeypatch.setattr(Checkpoints, "wait", fail)
+            yield batch
+
+    schedule = loop.Schedule(20, log_every=5, eval_every=10, save_every=5)
+    with pytest.raises(
+        loop.NonFiniteLoss, match=r"step 8 \(batch 7\); checkpoint 5 cannot be saved: No space"
+    ):
+        loop.train(Regression(), optax.adam(0.1), poisoned, schedule, tmp_path / "b")
+
+
+def test_a_full_disk_that_ended_tensorboards_thread_is_an_error_and_no_deadlock(tmp_path):
+    writer = metrics.MetricWriter(tmp_path)
+    worker = writer._board.file_writer.event_writer._worker
+    worker.stop()
+    worker.join(timeout=10)
+    with pytest.raises(OSError, match="TensorBoard events cannot be written"):
+        writer.write(1, {f"metric {number}": 1.0 for number in range(100)})  # more than its queue holds
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ({"error": jnp.zeros(3)}, r"metric 'error' has shape \(3,\); allowed: a scalar"),
+        ({"loss": jnp.zeros(())}, "metric 'loss' is the loop's own"),
+    ],
+)
+def test_metrics_that_cannot_be_averaged_are_refused(tmp_path, metric, message):
+    class Bad(Regression):
+        def loss(self, params, state, batch, rng, *, train):
+            error, (state, _) = super().loss(params, state, batch, rng, train=train)
+            return error, (state, metric)
+
+    with pytest.raises(ValueError, match=message):
+        loop.train(Bad(), optax.adam(0.1), batches, loop.Schedule(2), tmp_path)
+
+
+def test_a_stream_that_ends_early_is_an_error(tmp_path):
+    short = lambda first, tables: itertools.islice(batches(first), 3)
+    with pytest.raises(ValueError, match="the iterator ended before the last step"):
+        loop.train(Regression(), optax.adam(0.1), short, loop.Schedule(5), tmp_path)

@@ -7,19 +7,19 @@ from training.tables import Tables
 
 def test_a_table_is_replaced_and_what_no_checkpoint_names_is_deleted(tmp_path):
     tables = Tables(tmp_path, {"negatives": np.zeros(2), "other": np.ones(1)}, {})
-    assert tables.names == {}
+    assert tables.in_use == {}
     for step in (5, 10, 15):
-        saved = [{"tables": {"negatives": "negatives-5.npy"}}]
+        saved = [{"tables": {"negatives": {"file": "tables/negatives-5.npy"}}}]
         tables.replace(step, {"negatives": np.full(2, step)}, keep=saved)
-    assert tables.names == {"negatives": "negatives-15.npy"}
+    assert tables.in_use["negatives"]["file"] == "tables/negatives-15.npy"
     np.testing.assert_array_equal(tables.arrays["negatives"], [15, 15])
     np.testing.assert_array_equal(tables.arrays["other"], [1])
     found = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert found == ["negatives-15.npy", "negatives-5.npy"]
-    again = Tables(tmp_path, {"negatives": np.zeros(2)}, {"negatives": "negatives-5.npy"})
+    again = Tables(tmp_path, {"negatives": np.zeros(2)}, {"negatives": {"file": "tables/negatives-5.npy"}})
     np.testing.assert_array_equal(again.arrays["negatives"], [5, 5])
 
 
 def test_a_table_that_is_gone_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(CheckpointError, match=r"negatives-5\.npy, which a checkpoint names"):
-        Tables(tmp_path, {}, {"negatives": "negatives-5.npy"})
+    with pytest.raises(CheckpointError, match=r"table .*negatives-5\.npy cannot be read"):
+        Tables(tmp_path, {}, {"negatives": {"file": "tables/negatives-5.npy"}})
