@@ -71,15 +71,12 @@ class Order:
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
         self._batches = functools.lru_cache(maxsize=2)(self._grouped)
 
-    def rows(self, step: int, batch_size: int, process: int = 0, processes: int = 1) -> np.ndarray:
-        """Returns the examples of one process at one step, int64 [batch_size / processes]."""
-        local = batch_size // processes
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Returns the examples of one step, over all processes, int64 [batch_size]."""
         if self._window:
             window, number = divmod(step, self._window)
-            rows_B = self._batches(window, batch_size)[number]
-        else:
-            rows_B = np.concatenate(self._parts(step * batch_size, (step + 1) * batch_size))
-        return rows_B[process * local : (process + 1) * local]
+            return self._batches(window, batch_size)[number]
+        return np.concatenate(self._parts(step * batch_size, (step + 1) * batch_size))
 
     def _parts(self, start: int, end: int) -> list[np.ndarray]:
         """The examples at positions start ... end - 1 of the shuffled order, those of each epoch apart."""

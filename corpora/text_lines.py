@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[tuple[int, str]]:
                     byte = f"byte 0x{error.object[error.start]:02x} at column {error.start + 1}"
                     raise DataError(f"{path}:{number}: not UTF-8: {byte}") from None
                 text = text.removesuffix("\n").removesuffix("\r")
-                if not text.strip():
+                if not text.strip(" "):
                     blank = blank or number
                 elif blank:
                     raise DataError(f"{path}:{blank}: empty line; they are allowed only at the end")

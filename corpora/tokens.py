@@ -163,18 +163,6 @@ class TextSettings:
             template=self._template("query_template", "text"),
         )
 
-    def documents(self, tokenizer: Tokenizer, documents: Iterable[Document]) -> TokenTable:
-        """Tokenizes documents, one row each, title first.
-
-        Raises:
-          ValueError: the settings ask for passages; `passages` makes them.
-        """
-        if self.passage_stride:
-            raise ValueError(
-                f"passage_stride is {self.passage_stride}; allowed: 0, where a document must be one row"
-            )
-        return self.passages(tokenizer, documents)
-
     def passages(self, tokenizer: Tokenizer, documents: Iterable[Document]) -> PassageTable:
         """Tokenizes documents, title first; one passage each unless there is a `passage_stride`."""
         pairs = ((document.title, document.text) for document in documents)

@@ -17,8 +17,9 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from corpora.tables import DataError
 from training.progress import Progress
 
 SHARD_SIZE = 16_384  # texts
+_ABANDONED = 3_600  # seconds after which a partial file is nobody's any more
 _MANIFEST, _IDS = "manifest.json", "ids.json"
 
 # (first text, last + 1, what is told how many of them are done) -> vectors [R, D], text of each row [R]
@@ -187,9 +189,11 @@ def write(
     finally:
         progress.close()
     missing = sum(_read_record(folder, manifest, n) is None for n in range(_number_of_shards(manifest)))
-    if not missing:  # what a kill left half-written; nobody writes here any more
+    if not missing:  # what a kill left half-written, unless another job may be at it
         for partial in folder.glob(".*.part"):
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > _ABANDONED:
+                    partial.unlink()
     return missing
 
 
@@ -302,10 +306,10 @@ def _shard_record(folder: Path, number: int) -> Path:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once all is written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # of no other job on any host
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -70,6 +70,8 @@ def compare(
     """
     if len(systems) < 2:
         raise ValueError(f"{len(systems)} system given; a comparison needs at least 2")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names are {', '.join(names)}; each measure can be compared once")
     if baseline not in systems:
         raise ValueError(f"baseline is {baseline!r}; allowed: {', '.join(systems)}")
     for system, columns in systems.items():

@@ -11,9 +11,10 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from eval import results, trec
-from experiments import cli
+from experiments import cli, compare
 
 MEAN = "macro mean"
 
@@ -32,6 +33,7 @@ def main() -> None:
 
     def average() -> None:
         with cli.expecting(OSError, ValueError):
+            compare.refuse_repeats([Path(run).resolve() for run in runs.values], runs.values)
             read = {run: results.read(run) for run in runs.values}
             found = macro_means(read, cli.split(names.value))
             text = tables(found)

@@ -109,7 +109,7 @@ class Command:
 
         Exits with 128 + the signal's number where a signal stopped the run.
         """
-        if any(argument.lstrip("-") in ("help", "helpfull", "helpshort") for argument in sys.argv[1:]):
+        if any(re.fullmatch("--?help(full|short)?", argument) for argument in sys.argv[1:]):
             given = "" if self._arguments is None else f"{self._arguments.help()}\n\n"
             print(f"{self._doc.strip()}\n\n{given}Flags:\n{self._flags.get_help()}")
             return

@@ -40,6 +40,13 @@ def main() -> None:
     command.run(compare)
 
 
+def refuse_repeats(keys: Sequence[object], arguments: Sequence[str]) -> None:
+    """Raises ValueError where two arguments have the same key; it names the second."""
+    for i, (key, argument) in enumerate(zip(keys, arguments, strict=True)):
+        if key in keys[:i]:
+            raise ValueError(f"{argument} is given twice")
+
+
 def of_runs(
     arguments: Sequence[str], system: str, names: Sequence[str] | None, baseline: str | None
 ) -> comparison.Comparison:
@@ -54,9 +61,9 @@ def of_runs(
     Raises:
       ValueError, FileNotFoundError: a run without results, different collections or queries.
     """
-    twice = [argument for i, argument in enumerate(arguments) if argument in arguments[:i]]
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice")
+    refuse_repeats(
+        [(Path(run).resolve(), of) for run, of in (_parse(a, system) for a in arguments)], arguments
+    )
     if baseline is not None and baseline not in arguments:
         raise ValueError(f"--baseline is {baseline!r}; allowed: {', '.join(arguments)}")
     systems, first = {}, None

@@ -29,6 +29,7 @@ from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from dual_encoder.encoding import Encoder
+from dual_encoder.negatives import drop_positives
 from dual_encoder.trained import TOKENIZER_FILE
 from eval import measures, results, runs
 from experiments import evaluation, settings
@@ -39,6 +40,9 @@ from training import checkpoints, loop, tables, warm_start
 from training.build import build, fill
 from training.task import TrainState
 
+_FIELDS = (
+    "seed", "data", "tokenizer", "text", "batch", "task", "optimizer", "init_from", "schedule", "evaluation",
+)  # fmt: skip
 NEGATIVES = "negatives"  # the table of mined documents, int32 [queries, M]
 
 
@@ -54,6 +58,9 @@ class Experiment:
     """
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
+        missing = [field for field in _FIELDS if field not in config]
+        if missing:
+            raise UsageError(f"the config has no {', '.join(missing)}; allowed: {', '.join(_FIELDS)}")
         self.config, self.run_dir = config, run_dir
         # Everything that a config can get wrong comes before the first slow step.
         self.task = build(config["task"], "config.task")
@@ -103,7 +110,10 @@ class Experiment:
         if not file.exists():
             tokenizer = self._tokenizer_spec
             if not isinstance(tokenizer, tokenizers.Tokenizer):  # a training function waiting for its texts
-                tokenizer = tokenizer(self._training_texts())
+                try:
+                    tokenizer = tokenizer(self._training_texts())
+                except ValueError as error:
+                    raise UsageError(f"config.tokenizer: {error}") from error
             partial = file.with_name("tokenizer.partial")
             tokenizer.save(partial)
             partial.replace(file)
@@ -227,8 +237,16 @@ class Experiment:
             return {}
         file = self.run_dir / "tables" / f"{NEGATIVES}.npy"
         if not file.exists():
-            tables.save(file, self._batch.negatives(self.dataset, self.pairs))
+            tables.save(file, self.without_own(self._batch.negatives(self.dataset, self.pairs)))
         return {NEGATIVES: tables.load(file)}
+
+    def without_own(self, rows_QM: np.ndarray) -> np.ndarray:
+        """Leaves each query's own document out of its negatives where no system may find it."""
+        if not self.evaluation.drop_same_id:
+            return rows_QM
+        row_of = {doc_id: row for row, doc_id in enumerate(self.dataset.doc_ids)}
+        own_Q1 = np.array([[row_of.get(query_id, -1)] for query_id in self.pairs.query_ids])
+        return drop_positives(rows_QM, own_Q1)
 
     def _initialize(self, params: Any) -> Any:
         """Takes over the parameters of `init_from.run`, and says what became of each."""
@@ -268,7 +286,7 @@ class _Refresh:
         def search(k: int) -> np.ndarray:
             return experiment.search_rows(index, params, self._query_tokens, k)[1]
 
-        return {NEGATIVES: self._batch.refresh(search, experiment.pairs)}
+        return {NEGATIVES: experiment.without_own(self._batch.refresh(search, experiment.pairs))}
 
 
 def _vocab_sizes(spec: Any, where: str) -> Iterator[tuple[str, int]]:

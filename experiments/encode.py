@@ -57,7 +57,10 @@ def main() -> None:
         elif folder.value is None and queries.value is None:
             into = retriever.vectors_folder(workdir.value)
         else:
-            parts = [folder.value and Path(folder.value).name, queries.value and f"queries-{queries.value}"]
+            parts = [
+                folder.value and Path(folder.value).resolve().name,
+                queries.value and f"queries-{queries.value}",
+            ]
             into = Path(workdir.value) / "vectors" / "-".join(part for part in parts if part)
         write = documents if queries.value is None else functools.partial(queries_of, split=queries.value)
         try:

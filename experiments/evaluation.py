@@ -38,8 +38,10 @@ def evaluate(experiment: Experiment) -> results.Results:
     splits = {"dev": dataset.split(settings.dev_split), "test": dataset.split(settings.test_split)}
     queries = {name: [dataset.queries[q] for q in qrels] for name, qrels in splits.items()}
 
+    depth = max(FUSION_DEPTH, deepest((*settings.measures, settings.tune_measure))) + settings.drop_same_id
+
     def search_bm25(index: lexical.BM25, split: str) -> measures.Run:
-        found = index.search(queries[split], FUSION_DEPTH + settings.drop_same_id)
+        found = index.search(queries[split], depth)
         return runs.from_rows(
             list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
         )
@@ -53,11 +55,7 @@ def evaluate(experiment: Experiment) -> results.Results:
 
     def search_dense(split: str) -> measures.Run:
         vectors_QD, _ = trained.queries(queries[split])
-        found = passages.search(
-            lambda depth: exact.search(index, vectors_QD, depth),
-            store.text_of_row,
-            FUSION_DEPTH + settings.drop_same_id,
-        )
+        found = passages.search(lambda k: exact.search(index, vectors_QD, k), store.text_of_row, depth)
         return runs.from_rows(
             list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
         )

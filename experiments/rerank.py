@@ -50,6 +50,8 @@ def main() -> None:
     def main_rerank() -> None:
         if run.value is None:
             raise cli.UsageError("--run is not given; it names the TREC run to rerank")
+        if not 0 <= weight.value <= 1:  # NaN passes the flag's own bounds
+            raise cli.UsageError(f"--weight is {weight.value}; allowed: 0 to 1")
         config = run_dirs.load_config(workdir.value)
         evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
         with cli.expecting(OSError, ValueError):

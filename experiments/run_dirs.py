@@ -104,7 +104,10 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
         raise UsageError(
             f"no run in {run_dir}: {file} does not exist; train one with python -m experiments.train"
         )
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged: {error}") from None
 
 
 def meta(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval import measures
 from index import lexical
-from training.build import build, fill
+from training.build import build, check_arguments, fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,13 @@ class Batch:
                 f"negatives_per_query is {self.negatives_per_query} and negatives is "
                 f"{'not ' if self.negatives is None else ''}given; hard negatives need both"
             )
+        for field in ("negatives", "refresh"):
+            count = getattr(getattr(self, field), "keywords", {}).get("count", self.negatives_per_query)
+            if count < self.negatives_per_query:
+                raise ValueError(
+                    f"{field}.count is {count}; it must be at least negatives_per_query, "
+                    f"{self.negatives_per_query}"
+                )
         if (self.refresh is not None) != bool(self.refresh_every):
             raise ValueError(
                 f"refresh_every is {self.refresh_every} and refresh is "
@@ -133,6 +140,9 @@ class Evaluation:
         for weight in self.fusion_weights:
             if not 0 <= weight <= 1:
                 raise ValueError(f"fusion_weights has {weight}; allowed: 0 to 1")
+        plain = dict(self.bm25_plain)
+        check_arguments(lexical.BM25.build, plain, "bm25_plain")
+        lexical.check_settings(k1=plain.get("k1", 1.5), b=plain.get("b", 0.75), title_weight=1.0)
         if self.run_depth < 1:
             raise ValueError(f"run_depth is {self.run_depth}; it must be at least 1")
 

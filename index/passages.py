@@ -28,7 +28,7 @@ def search(
     """
     document_of_row = np.asarray(document_of_row)
     passages, counts_D = len(document_of_row), np.bincount(document_of_row)
-    if passages == len(counts_D):
+    if passages == len(counts_D) and counts_D.max(initial=0) <= 1:
         return search_passages(k)
     # Among k times the most passages of a document there are k documents.
     deepest = min(k * int(counts_D.max()), passages)

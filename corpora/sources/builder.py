@@ -52,9 +52,11 @@ class TablesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = self.builder_config.name
         if config == "qrels":
             for split in tables.qrels:
-                if not re.fullmatch(r"[\w-]+", split):  # of TFDS; what else it writes, it cannot read
+                # TFDS writes others too, and then cannot read them.
+                if not re.fullmatch(r"[\w-]+", split) or split == "all":
                     raise DataError(
-                        f"{self.name}: split {split!r}; allowed in its name: letters, digits, _ and -"
+                        f"{self.name}: split {split!r}; allowed as its name: letters, digits, _ and -, "
+                        "but not 'all'"
                     )
             return {split: self._generate_examples(rows) for split, rows in tables.qrels.items() if rows}
         return {config: self._generate_examples(getattr(tables, config))}

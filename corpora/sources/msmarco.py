@@ -69,6 +69,10 @@ class Msmarco(TablesBuilder):
         if self._held_out:
             if "train" not in qrels:
                 raise DataError(f"data.held_out is {self._held_out}, but there is no qrels.train.tsv")
+            if "held_out" in qrels:
+                raise DataError(
+                    f"data.held_out is {self._held_out}, but there is a qrels.held_out.tsv already"
+                )
             train = qrels.pop("train")
             split = split_off((row.query_id for row in train), {"held_out": self._held_out})
             for name in ("train", "held_out"):

@@ -191,7 +191,9 @@ REPLAYED = make(dropout=0.3, bias=RelativeBias(heads=2))
 
 
 @pytest.mark.parametrize(
-    "fields", [{"unroll": N}, {"remat": remat.save_nothing()}, {"remat": remat.save_projections()}], ids=str
+    "fields",
+    [{"unroll": N}, {"remat": remat.save_nothing()}, {"remat": remat.save_projections()}],
+    ids=["unrolled", "save_nothing", "save_projections"],
 )
 def test_how_it_is_computed_changes_nothing(fields):
     """With dropout on: a key that is replayed drops the same, also where the backward pass computes again."""

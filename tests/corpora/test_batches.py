@@ -27,7 +27,7 @@ def make_batch(data):
     words = tokenizer.train_wordpiece(["alpha beta gamma delta"] * 5, vocab_size=100)
     settings = TextSettings(query_length=2, document_length=3)
     queries = settings.queries(words, ["alpha", "beta", "gamma"])
-    documents = settings.documents(
+    documents = settings.passages(
         words,
         [Document(i, "", t) for i, t in zip(data.doc_ids, ["alpha", "beta", "gamma", "delta"], strict=True)],
     )
@@ -74,14 +74,6 @@ def test_listed_negatives(make_batch):
         make_batch(negatives=negatives, negatives_per_query=4)
     with pytest.raises(ValueError, match="negatives_per_query is 2, but no table"):
         make_batch(negatives_per_query=2)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_one_global_batch(processes):
-    order = batches.Order(10, seed=1)
-    whole = order.rows(3, 8)
-    parts = [order.rows(3, 8, process, processes) for process in range(processes)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_every_epoch_has_every_example_in_another_order():

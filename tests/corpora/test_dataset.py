@@ -65,7 +65,7 @@ def test_beir_folder(beir):
 
 def test_a_split_that_could_not_be_read_back_is_refused(beir):
     (beir / "qrels" / "test.tsv").rename(beir / "qrels" / "dev.small.tsv")
-    with pytest.raises(DataError, match=r"split 'dev\.small'; allowed in its name: letters, digits, _ and -"):
+    with pytest.raises(DataError, match=r"split 'dev\.small'; allowed as its name: letters, digits, _ and -"):
         beir_folder.load(folder=str(beir))
 
 

@@ -55,6 +55,10 @@ def test_training_queries_are_held_out(folder):
     assert {**data.qrels["held_out"], **data.qrels["train"]} == msmarco.load(folder=str(folder)).qrels[
         "train"
     ]
+    (folder / "qrels.train.tsv").rename(folder / "qrels.held_out.tsv")
+    (folder / "qrels.train.tsv").write_text((folder / "qrels.held_out.tsv").read_text())
+    with pytest.raises(DataError, match=r"there is a qrels.held_out.tsv already"):
+        msmarco.load(folder=str(folder), held_out=0.3)
     (folder / "qrels.train.tsv").unlink()
     with pytest.raises(DataError, match=r"data.held_out is 0.3, but there is no qrels.train.tsv"):
         msmarco.load(folder=str(folder), held_out=0.3)

@@ -99,7 +99,7 @@ def test_a_length_without_room_is_refused(words):
 def test_settings_treat_the_sides_apart(words):
     settings = TextSettings(query_length=1, document_length=3)
     assert len(settings.queries(words, ["alpha beta"]).tokens) == 1
-    table = settings.documents(words, [Document("d", "alpha", "beta gamma delta")])
+    table = settings.passages(words, [Document("d", "alpha", "beta gamma delta")])
     np.testing.assert_array_equal(table.segments, [TITLE, TEXT, TEXT])
 
 
@@ -116,7 +116,7 @@ def test_a_template_is_tokenized_as_one_string_and_keeps_segments(words):
     whole = [words.cls_id, *ids(words, "gamma: alpha beta"), words.sep_id]
     np.testing.assert_array_equal(queries.rectangle([0], len(whole))["tokens"], [whole])
     assert not queries.segments.any()
-    documents = settings.documents(words, [Document("d", "alpha alpha", "beta gamma")])
+    documents = settings.passages(words, [Document("d", "alpha alpha", "beta gamma")])
     expected = [words.cls_id, *ids(words, "delta alpha alpha - beta gamma"), words.sep_id]
     np.testing.assert_array_equal(documents.tokens, expected)
     # [CLS], delta, alpha alpha, -, beta gamma, [SEP]
@@ -127,7 +127,7 @@ def test_a_template_is_tokenized_as_one_string_and_keeps_segments(words):
 
 def test_of_a_template_the_text_is_cut_and_not_what_follows_it(words):
     settings = TextSettings(query_length=9, document_length=4, document_template="{text} {title}")
-    documents = settings.documents(words, [Document("d", "delta", "alpha beta gamma alpha")])
+    documents = settings.passages(words, [Document("d", "delta", "alpha beta gamma alpha")])
     np.testing.assert_array_equal(documents.tokens, ids(words, "alpha beta gamma delta"))
     np.testing.assert_array_equal(documents.segments, [TEXT, TEXT, TEXT, TITLE])
 
@@ -152,8 +152,6 @@ def test_passages_by_hand(words):
     np.testing.assert_array_equal(table.text_lengths(), [4, 1, 4, 4, 0])
     # Only the first passage begins with the lead of the text.
     np.testing.assert_array_equal(got["segments"][:2], [[TITLE, tokens.LEAD, 0, 0], [TITLE, 0, 0, 0]])
-    with pytest.raises(ValueError, match="passage_stride is 2; allowed: 0, where a document must be one row"):
-        settings.documents(words, documents)
 
 
 @given(

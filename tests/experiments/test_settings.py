@@ -30,6 +30,15 @@ def config():
         ("batch.batch_size", 0, "config.batch: batch_size is 0; it must be at least 1"),
         ("batch.neighbours", 4, "config.batch.neighbours: .* did you mean neighbors"),
         ("batch.negatives_per_query", 1, "config.batch: negatives_per_query is 1 and negatives is not given"),
+        (
+            "batch",
+            {
+                "batch_size": 8,
+                "negatives_per_query": 3,
+                "negatives": {"name": "dual_encoder.negatives.bm25", "count": 2},
+            },
+            "config.batch: negatives.count is 2; it must be at least negatives_per_query, 3",
+        ),
         ("batch.length_window", -1, "config.batch: length_window is -1; it must be at least 0"),
         ("batch.length_window", 2, "config.batch: length_window is 2 and neighbors 4; allowed"),
         ("text.passage_stride", 999, "config.text: passage_stride is 999; allowed: 0 to 112"),
@@ -47,8 +56,11 @@ def config():
         ),
         ("evaluation.run_depth", 0, "config.evaluation: run_depth is 0"),
         ("evaluation.bm25_grid.b", (1.5,), "config.evaluation.bm25_grid: b is 1.5; allowed: 0 to 1"),
+        ("evaluation.bm25_plain.k1", -1.0, "config.evaluation: k1 is -1.0; allowed: 0 or more"),
+        ("evaluation.bm25_plain.k_1", 1.0, "bm25_plain.k_1: .* did you mean k1"),
         ("evaluation.bm25_grid.k1", (), "config.evaluation.bm25_grid: k1 is empty"),
         ("evaluation.bm25_plain.analyzer.stemmer", "snow", "config.evaluation.*: stemmer is 'snow'; allowed"),
+        ("seed", 2**32, "config.seed is 4294967296; allowed: 0 to 4294967295"),
         ("data.root", "/nowhere", "data.root: no such file or folder: '/nowhere'"),
     ],
 )

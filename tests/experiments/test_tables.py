@@ -80,6 +80,12 @@ def test_compare_as_json(runs, program):
     [
         (["a"], "1 RUN given; at least 2 are needed"),
         (["a", "b", "a"], "a is given twice"),
+        (["a", "b", "a/"], "a/ is given twice"),
+        (["a", "a:dual_encoder"], "a:dual_encoder is given twice"),
+        (
+            ["a", "b", "--measures=mrr@10,mrr@10"],
+            "names are mrr@10, mrr@10; each measure can be compared once",
+        ),
         (["a", "nope"], "nope/results.json does not exist; has this run been evaluated?"),
         (["a", "b", "--system=x"], "a has no system 'x'; it has bm25, dual_encoder"),
         (["a", "shorter:bm25"], "shorter has no system 'bm25'; it has dual_encoder"),
@@ -123,6 +129,7 @@ def test_a_macro_mean_counts_every_collection_alike(runs, program, tmp_path):
     [
         (["a"], "1 RUN given; at least 2 are needed"),
         (["a", "nope"], "nope/results.json does not exist"),
+        (["a", "a"], "a is given twice"),
         (["a", "b"], "a and b were judged on the same 3 queries of one collection, which would count twice"),
         (["a", "other", "--measures=map"], "bm25 of a has no measure 'map'; it has ndcg@10, mrr@10"),
         (["a", "only_x"], "the runs have no system in common: a has bm25, dual_encoder; only_x has x"),

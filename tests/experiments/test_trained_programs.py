@@ -4,6 +4,7 @@ each query is the text of a document and has its id, and another document is rel
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -120,6 +121,29 @@ def test_neither_does_the_evaluation_of_a_training(run_dir, trained):
     run = experiment.search(index, params, ["d40"], experiment.query_tokens(["d40"]), 3)
     assert len(run["d40"]) == 3
     assert "d40" not in run["d40"]
+
+
+def test_nor_is_it_a_negative(run_dir):
+    experiment = run_dirs.reopen(run_dir)
+    queries, row_of = experiment.pairs.query_ids, experiment.dataset.doc_ids.index
+    own = [row_of(query_id) for query_id in queries]
+    mined = np.array([[row, 2, 3] for row in own], np.int32)
+    expected = [[other for other in (2, 3) if other != row] for row in own]
+    for found, kept in zip(experiment.without_own(mined), expected, strict=True):
+        assert found[found >= 0].tolist() == kept
+
+
+def test_a_measure_deeper_than_the_fusion_sees_every_document(run_dir, monkeypatch):
+    monkeypatch.setattr(evaluation, "FUSION_DEPTH", 4)
+    experiment = run_dirs.reopen(run_dir)
+    fields = {"measures": ("recall@48",), "run_depth": 60, "tune_measure": "mrr@10"}
+    monkeypatch.setattr(experiment, "evaluation", dataclasses.replace(experiment.evaluation, **fields))
+    copy = run_dir.parent / "deep"
+    shutil.copytree(run_dir, copy)
+    monkeypatch.setattr(experiment, "run_dir", copy)
+    experiment.evaluate()
+    for hits in trec.read_run(copy / "runs" / "dual_encoder.trec").values():
+        assert len(hits) == 47  # all but the query's own
 
 
 def test_bm25_is_tuned_without_the_own_documents_too(run_dir, monkeypatch):
@@ -320,6 +344,7 @@ def test_what_follows_the_scored_is_told_apart_in_float32():
         ("d36 Q0 d1 1 2.0 x\n", ["--split=dev"], "has no query of the split 'dev'"),
         ("d36 Q0 d1 1 2.0 x\n", ["--split=nope"], "has no split 'nope'; it has dev, test, train"),
         ("d36 Q0 d1 1 2.0 x\n", ["--weight=1.5"], "flag --weight=1.5"),
+        ("d36 Q0 d1 1 2.0 x\n", ["--weight=nan"], "--weight is nan; allowed: 0 to 1"),
         ("d36 d1\n", [], "has 2 columns"),
         (None, [], "No such file or directory"),
     ],

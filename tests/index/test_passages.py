@@ -73,6 +73,14 @@ def test_it_searches_deeper_where_one_document_fills_the_first_passages():
     assert depths == [8, 16, 32, 64]  # 3 documents of 100 / 41 passages, then twice as many
 
 
+def test_a_document_without_passages_is_never_found():
+    def search_passages(depth):
+        return np.array([[3.0, 2.0, 1.0]], np.float32)[:, :depth], np.array([[1, 2, 0]], np.int32)[:, :depth]
+
+    _, rows = passages.search(search_passages, np.array([0, 0, 2]), 3)
+    np.testing.assert_array_equal(rows, [[0, 2, -1]])
+
+
 def test_without_passages_nothing_is_searched_twice_or_sorted():
     found = object()
     assert passages.search(lambda depth: (found, depth), np.arange(5), 3) == (found, 3)
