@@ -34,7 +34,8 @@ class Encoder:
       mesh: devices that share a batch; all of them by default.
 
     Attributes:
-      padding: the share of the positions computed by the last call that were padding.
+      computed: positions computed so far.
+      tokens: those of them that held a token.
     """
 
     def __init__(self, model: DualEncoder, *, batch_size: int = 256, mesh: Mesh | None = None):
@@ -42,11 +43,16 @@ class Encoder:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._mesh = meshes.data_mesh() if mesh is None else mesh
         self._batch_size = batch_size
-        self.padding = 0.0
+        self.computed = self.tokens = 0
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
         self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * self._mesh.size
         self._query = _Side(model, model.query, model.encode_query)
         self._document = _Side(model, model.document, model.encode_document)
+
+    @property
+    def padding(self) -> float:
+        """The share of the positions computed so far that were padding."""
+        return 1 - self.tokens / self.computed if self.computed else 0.0
 
     def place(self, params: Any) -> Any:
         """Copies parameters to the devices once, rather than at every call."""
@@ -93,7 +99,7 @@ class Encoder:
         ladder = lengths.ladder(max_length)
         progress = Progress(len(table), unit="text", title=title) if title else None
         vectors_ND = None
-        done = computed = 0
+        done = 0
         while done < len(table):
             length = lengths.bucket(int(lengths_N[longest_first[done]]), ladder)
             size = self._rows(length, by_position=side.by_position)
@@ -105,14 +111,13 @@ class Encoder:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
             vectors_ND[rows_B] = encoded_BD[: len(rows_B)]
             done += len(rows_B)
-            computed += size * length
+            self.computed += size * length
+            self.tokens += int(np.minimum(lengths_N[rows_B], length).sum())
             if progress:
                 progress.update(done)
             if report:
                 report(done)
-        self.padding = 1 - int(lengths_N.sum()) / computed if computed else 0.0
         if progress:
-            progress.say(f"encoded {len(table):,} texts, padding {self.padding:.1%}")
             progress.close()
         return np.zeros((0, 0), np.float32) if vectors_ND is None else vectors_ND
 

@@ -97,9 +97,12 @@ def documents(
         return trained.documents(dataset.documents[start:stop], report)
 
     about = about_documents(trained, config, dataset)
-    return vectors.write(
+    missing = vectors.write(
         folder, about, dataset.doc_ids, trained.width, encode, title="encoding the corpus", **share
     )
+    if trained.encoder.computed:
+        print(f"{trained.encoder.padding:.1%} of the positions encoded were padding", file=sys.stderr)
+    return missing
 
 
 def queries_of(
