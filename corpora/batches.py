@@ -115,12 +115,14 @@ class Pairs(NamedTuple):
       document_rows: int32 [examples], row of the relevant document.
       positives: int32 [queries, P], rows of all documents relevant to a query, -1 beyond.
       query_ids: ids of the queries, in row order.
+      split: whose they are.
     """
 
     query_rows: np.ndarray
     document_rows: np.ndarray
     positives: np.ndarray
     query_ids: list[str]
+    split: str = "train"
 
 
 def training_pairs(dataset: Dataset, split: str) -> Pairs:
@@ -146,6 +148,7 @@ def training_pairs(dataset: Dataset, split: str) -> Pairs:
         document_rows=np.concatenate(relevant).astype(np.int32),
         positives=positives,
         query_ids=query_ids,
+        split=split,
     )
 
 

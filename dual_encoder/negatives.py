@@ -72,16 +72,15 @@ def _check_counts(count: int, skip: int) -> None:
         raise ValueError(f"negatives: count is {count} and skip {skip}; they must be at least 1 and 0")
 
 
-def judged(dataset: Dataset, pairs: Pairs, *, count: int, split: str = "train") -> np.ndarray:
+def judged(dataset: Dataset, pairs: Pairs, *, count: int) -> np.ndarray:
     """The documents that the judgements say are not relevant: those of relevance 0 or below.
 
     So a collection brings its own negatives, such as the third column of `corpora.sources.triples`.
 
     Args:
       dataset: the collection.
-      pairs: training examples.
+      pairs: training examples of a split, which also judges these.
       count: M, how many to keep a query: the first in the order of the judgements.
-      split: where they are judged.
 
     Raises:
       ValueError: `count` is below 1.
@@ -90,7 +89,7 @@ def judged(dataset: Dataset, pairs: Pairs, *, count: int, split: str = "train") 
     if count < 1:
         raise ValueError(f"negatives: count is {count}; it must be at least 1")
     row_of = {doc_id: row for row, doc_id in enumerate(dataset.doc_ids)}
-    judgements = dataset.split(split)
+    judgements = dataset.split(pairs.split)
     table_QM = np.full((len(pairs.query_ids), count), -1, np.int32)
     for query, query_id in enumerate(pairs.query_ids):
         listed = [row_of[d] for d, relevance in judgements.get(query_id, {}).items() if relevance <= 0]
@@ -98,8 +97,8 @@ def judged(dataset: Dataset, pairs: Pairs, *, count: int, split: str = "train") 
         table_QM[query, : len(listed)] = listed
     if (table_QM < 0).all():
         raise DataError(
-            f"{dataset.name}: split {split!r} judges no document not relevant (relevance 0) to a training "
-            "query; dual_encoder.negatives.bm25 mines some"
+            f"{dataset.name}: split {pairs.split!r} judges no document not relevant (relevance 0) to a "
+            "training query; dual_encoder.negatives.bm25 mines some"
         )
     return table_QM
 

@@ -77,7 +77,7 @@ class Command:
             "config",
             None,
             "The experiment, FILE.py or FILE.py:ARGUMENT; any field of it can be overridden, as in "
-            f"--config.schedule.total_steps=100. By default {default}.",
+            f"--config.batch.batch_size=256. By default {default}.",
             lock_config=True,
             flag_values=self._flags,
         )

@@ -67,7 +67,7 @@ class Experiment:
         self.text = fill(tokens.TextSettings, config["text"], "config.text")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
         self._init_from = fill(settings.InitFrom, build(config["init_from"]), "config.init_from")
-        if self._init_from.run:
+        if self._init_from.run and not checkpoints.steps(run_dir / "checkpoints" / checkpoints.LATEST):
             checkpoints.check_best(Path(self._init_from.run) / "checkpoints")
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
         self._schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
@@ -77,6 +77,13 @@ class Experiment:
             raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
         if not 0 <= config["seed"] < 2**32:
             raise UsageError(f"config.seed is {config['seed']}; allowed: 0 to {2**32 - 1}")
+        for where, steps in _fields(config["optimizer"], "config.optimizer", "total_steps"):
+            if steps != self._schedule.total_steps:
+                print(
+                    f"warning: {where} is {steps} and config.schedule.total_steps "
+                    f"{self._schedule.total_steps}: the learning rate follows the first",
+                    flush=True,
+                )
         measured = [f"dev/{name}" for name in self.evaluation.dev_measures]
         if self._schedule.best_measure not in measured:
             raise UsageError(
@@ -118,7 +125,7 @@ class Experiment:
             tokenizer.save(partial)
             partial.replace(file)
         tokenizer = tokenizers.load(str(file))
-        for where, size in _vocab_sizes(self.config["task"], "config.task"):
+        for where, size in _fields(self.config["task"], "config.task", "vocab_size"):
             if size < tokenizer.vocab_size:
                 raise UsageError(
                     f"{where} is {size}, but the tokenizer has {tokenizer.vocab_size} entries; "
@@ -235,7 +242,7 @@ class Experiment:
         """Mines the table that `batch.negatives` asks for, once a run."""
         if not self._batch.negatives_per_query:
             return {}
-        file = self.run_dir / "tables" / f"{NEGATIVES}.npy"
+        file = self.run_dir / tables.FOLDER / f"{NEGATIVES}.npy"
         if not file.exists():
             tables.save(file, self.without_own(self._batch.negatives(self.dataset, self.pairs)))
         return {NEGATIVES: tables.load(file)}
@@ -289,10 +296,13 @@ class _Refresh:
         return {NEGATIVES: experiment.without_own(self._batch.refresh(search, experiment.pairs))}
 
 
-def _vocab_sizes(spec: Any, where: str) -> Iterator[tuple[str, int]]:
-    """Yields every `vocab_size` in a spec, with its place."""
+def _fields(spec: Any, where: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Yields every field of a name in a spec, with its place."""
     if isinstance(spec, Mapping):
         for key, value in spec.items():
-            if key == "vocab_size":
+            if key == name:
                 yield f"{where}.{key}", value
-            yield from _vocab_sizes(value, f"{where}.{key}")
+            yield from _fields(value, f"{where}.{key}", name)
+    elif isinstance(spec, (list, tuple)):
+        for number, value in enumerate(spec):
+            yield from _fields(value, f"{where}[{number}]", name)

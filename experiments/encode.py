@@ -97,11 +97,14 @@ def documents(
         return trained.documents(dataset.documents[start:stop], report)
 
     about = about_documents(trained, config, dataset)
+    encoder = trained.encoder
+    computed, tokens = encoder.computed, encoder.tokens
     missing = vectors.write(
         folder, about, dataset.doc_ids, trained.width, encode, title="encoding the corpus", **share
     )
-    if trained.encoder.computed:
-        print(f"{trained.encoder.padding:.1%} of the positions encoded were padding", file=sys.stderr)
+    computed, tokens = encoder.computed - computed, encoder.tokens - tokens
+    if computed:
+        print(f"{1 - tokens / computed:.1%} of the positions encoded were padding", file=sys.stderr)
     return missing
 
 

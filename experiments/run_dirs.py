@@ -45,12 +45,11 @@ def start(run_dir: str | Path, config: Mapping[str, Any]) -> Family:
     """
     run_dir = Path(run_dir)
     config = _plain(config)
-    fresh = not (run_dir / CONFIG_FILE).exists()
     _claim(run_dir, config)
     try:
         return _open(run_dir, config)
     except Exception:
-        if fresh:  # nothing but config.json is there yet
+        if not _has_checkpoint(run_dir) and not (run_dir / "checkpoints").exists():  # nothing is there yet
             (run_dir / CONFIG_FILE).unlink()
             with contextlib.suppress(OSError):
                 run_dir.rmdir()

@@ -9,6 +9,7 @@ import numpy as np
 from eval import measures
 from index import lexical
 from training.build import build, check_arguments, fill
+from training.paths import check_expressions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Batch:
                 f"{'not ' if self.negatives is None else ''}given; hard negatives need both"
             )
         for field in ("negatives", "refresh"):
-            count = getattr(getattr(self, field), "keywords", {}).get("count", self.negatives_per_query)
-            if count < self.negatives_per_query:
+            count = getattr(getattr(self, field), "keywords", {}).get("count", 0)
+            if getattr(self, field) is not None and count < self.negatives_per_query:
                 raise ValueError(
                     f"{field}.count is {count}; it must be at least negatives_per_query, "
                     f"{self.negatives_per_query}"
@@ -80,8 +81,10 @@ class InitFrom:
 
     def __post_init__(self):
         for rule in self.rules:
-            if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
+            pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
+            if not pair or not isinstance(rule[1], str | None):
                 raise ValueError(f"rules has {rule!r}; allowed: (regular expression, replacement) pairs")
+        check_expressions([pattern for pattern, _ in self.rules], "config.init_from.rules")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Examples:
   python -m experiments.train --config=configs/dual_encoder/python_functions.py --workdir=runs/code
   python -m experiments.train --config=configs/dual_encoder/python_functions.py \\
-      --config.data.root=$HOME/my_project --config.schedule.total_steps=500 --workdir=runs/mine
+      --config.data.root=$HOME/my_project --config.batch.batch_size=256 --workdir=runs/mine
   python -m experiments.train --config=configs/dual_encoder/beir_folder.py:folder=PATH --workdir=runs/beir
 """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from training.flops import peak_flops
 from training.metrics import TIME, MetricWriter
@@ -25,13 +26,16 @@ class Log:
       total_steps: the step to stop at.
       position: of the checkpoint that the run goes on from: `rows` of metrics.jsonl are kept, and the steps
         of the window that was begun took `seconds`; {} for a run from the start.
+      mesh: the devices, whose peak utilization is measured by.
     """
 
-    def __init__(self, run_dir: str | Path, first_step: int, total_steps: int, position: Mapping[str, Any]):
+    def __init__(
+        self, run_dir: str | Path, first_step: int, total_steps: int, position: Mapping[str, Any], mesh: Mesh
+    ):
         self._writer = MetricWriter(run_dir, first_step, keep_rows=position.get("rows", 0))
         self._progress = Progress(total_steps, unit="step", title="training", done=first_step)
-        peak = peak_flops(jax.devices()[0])
-        self._peak = None if peak is None else peak * jax.device_count()
+        peak = peak_flops(mesh.devices.flat[0])
+        self._peak = None if peak is None else peak * mesh.size
         self._begin_window()
         self._before = position.get("seconds", 0.0)
         self.restart_clock()

@@ -40,7 +40,7 @@ class Schedule:
       eval_every: between evaluations; there is always one before the first step and one at the end.
       save_every: between checkpoints; there is always one at the end.
       best_measure: the evaluators' value whose highest state is kept as `best`; "" for none.
-      keep_checkpoints: how many of the latest to keep.
+      keep_checkpoints: how many of the latest to keep; one more while the run goes on.
       microbatches: parts that a batch is cut into, to fit in memory; their gradients are averaged. In-batch
         negatives then come from the part, not from the whole batch. See training.step.make_step.
       average_decay: of the moving average of the parameters that is then evaluated in their place, such as
@@ -108,6 +108,8 @@ def train(
       Interrupted: Ctrl-C or SIGTERM; the state is saved.
       LockedError: another process trains in the run directory.
     """
+    if jax.process_count() > 1:
+        raise ValueError(f"{jax.process_count()} processes; allowed: 1, with all of its devices")
     mesh = meshes.data_mesh() if mesh is None else mesh
     step_function = make_step(
         task,
@@ -120,12 +122,12 @@ def train(
     given = {} if tables is None else tables
     folder = Path(run_dir) / "checkpoints"
     with exclusive(run_dir), Checkpoints(folder, keep=schedule.keep_checkpoints) as checkpoints:
-        stream = batches(0, given)
-        start = _start(task, optimizer, stream, schedule, checkpoints, key, mesh, initialize)
+        example = next(batches(0, given))
+        start = _start(task, optimizer, example, schedule, checkpoints, key, mesh, initialize)
         state, window, position = _resume(checkpoints, step_function, *start, key, mesh)
         in_use = Tables(run_dir, given, position.get("tables", {}))
         first = int(state.step)
-        with Log(run_dir, first, schedule.total_steps, position) as log, catch_signals() as stop:
+        with Log(run_dir, first, schedule.total_steps, position, mesh) as log, catch_signals() as stop:
             run = _Run(schedule, mesh, checkpoints, evaluators, hooks, in_use, describe_batch, log, stop)
             run.announce(state)
             if not first:
@@ -144,7 +146,7 @@ def train(
 def _start(
     task: Task,
     optimizer: optax.GradientTransformation,
-    stream: Iterator[Mapping[str, np.ndarray]],
+    example: Mapping[str, np.ndarray],
     schedule: Schedule,
     checkpoints: Checkpoints,
     key: jax.Array,
@@ -152,7 +154,7 @@ def _start(
     initialize: Callable[[Any], Any] | None,
 ) -> tuple[TrainState, Batch]:
     """Returns the state before the first step, and a batch to tell shapes by."""
-    batch = meshes.shard_batch(next(stream), mesh, parts=schedule.microbatches)
+    batch = meshes.shard_batch(example, mesh, parts=schedule.microbatches)
     average = schedule.average_decay > 0
     # A number that no step has, so that initialization shares its key with none.
     key = jax.random.fold_in(key, 2**31 - 1)

@@ -75,7 +75,11 @@ def without_time(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def read(run_dir: str | Path) -> list[dict[str, float]]:
-    """Returns the rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    """Returns the rows of a run's metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+      CheckpointError: another line is damaged.
+    """
     path = Path(run_dir) / FILE
     if not path.exists():
         return []

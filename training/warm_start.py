@@ -56,6 +56,13 @@ def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[
     return merge(params, source, rules)
 
 
+def _rewritten(pattern: str, replacement: str, path: str) -> str:
+    try:
+        return re.sub(pattern, replacement, path)
+    except re.error as error:
+        raise SpecError(f"init_from.rules: {replacement!r} cannot replace {pattern!r}: {error}") from None
+
+
 def merge(params: Any, source: Any, rules: Sequence[Rule] = ()) -> tuple[Any, Report]:
     """As `load`, from parameters that are there."""
     check_expressions([pattern for pattern, _ in rules], "init_from.rules")
@@ -68,7 +75,7 @@ def merge(params: Any, source: Any, rules: Sequence[Rule] = ()) -> tuple[Any, Re
         for number, (pattern, replacement) in enumerate(rules):
             if re.search(pattern, path):
                 used.add(number)
-                target = None if replacement is None else re.sub(pattern, replacement, path)
+                target = None if replacement is None else _rewritten(pattern, replacement, path)
                 break
         if target is None:
             skipped[path] = "a rule leaves it out"

@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/dual_encoder/fairytaleqa.py --workdir=runs/fairytaleqa
 
 A dual encoder from scratch, BM25 with k1, b, title weight and stemming tuned on dev, and their fusion, from
-this one command. The folder is in BEIR layout: a path, or a name under RETRIEVAX_DATA; `python -m
-corpora.convert fairytaleqa` makes it. The stories of the test set are unseen in training.
+this one command. The folder is in BEIR layout: a path, or a name under RETRIEVAX_DATA; docs/own_data.md says
+how to make it. The stories of the test set are unseen in training.
 
 Departures from `beir_folder`, each by the best MRR@10 on dev with it alone (one seed; 0.332 without any,
 0.369 with all): eight questions of one story stay together in a batch, which makes them each other's hard

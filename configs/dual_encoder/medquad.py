@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/dual_encoder/medquad.py --workdir=runs/medquad
 
 A dual encoder from scratch, BM25 with k1, b, title weight and stemming tuned on dev, and their fusion, from
-this one command. The folder is in BEIR layout: a path, or a name under RETRIEVAX_DATA; `python -m
-corpora.convert medquad` makes it.
+this one command. The folder is in BEIR layout: a path, or a name under RETRIEVAX_DATA; docs/own_data.md says
+how to make it.
 """
 
 import ml_collections

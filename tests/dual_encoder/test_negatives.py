@@ -47,6 +47,6 @@ def test_judged_negatives_are_the_documents_of_relevance_0_in_their_order():
     )
     np.testing.assert_array_equal(negatives.judged(dataset, pairs, count=2)[0], [4, 2])
     with pytest.raises(DataError, match="toy: split 'positive' judges no document not relevant"):
-        negatives.judged(dataset, pairs, count=2, split="positive")
+        negatives.judged(dataset, pairs._replace(split="positive"), count=2)
     with pytest.raises(ValueError, match="count is 0"):
         negatives.judged(dataset, pairs, count=0)

@@ -8,6 +8,7 @@ import pytest
 from experiments.cli import UsageError
 from experiments.contrastive import Experiment
 from training.build import SpecError
+from training.checkpoints import CheckpointError
 
 FILE = Path(__file__).parents[2] / "configs" / "dual_encoder" / "python_functions.py"
 
@@ -60,6 +61,9 @@ def config():
         ("evaluation.bm25_plain.k_1", 1.0, "bm25_plain.k_1: .* did you mean k1"),
         ("evaluation.bm25_grid.k1", (), "config.evaluation.bm25_grid: k1 is empty"),
         ("evaluation.bm25_plain.analyzer.stemmer", "snow", "config.evaluation.*: stemmer is 'snow'; allowed"),
+        ("init_from", {"run": "", "rules": [["(", None]]}, r"init_from.rules: '\(' is no regular expression"),
+        ("init_from", {"run": "", "rules": [["a", 5]]}, r"rules has \['a', 5\]; allowed: \(regular"),
+        ("init_from", {"run": "/nowhere", "rules": []}, "no best checkpoint in /nowhere/checkpoints"),
         ("seed", 2**32, "config.seed is 4294967296; allowed: 0 to 4294967295"),
         ("data.root", "/nowhere", "data.root: no such file or folder: '/nowhere'"),
     ],
@@ -71,7 +75,7 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(tmp_path, field, valu
     for key in path:
         node = node[key]
     node[last] = value
-    with pytest.raises((SpecError, UsageError, ValueError), match=message):
+    with pytest.raises((SpecError, UsageError, CheckpointError, ValueError), match=message):
         Experiment(changed, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -81,3 +85,13 @@ def test_an_incomplete_optimizer_is_refused(tmp_path):
     changed["optimizer"] = {"name": "optax.adamw"}
     with pytest.raises(UsageError, match=r"config.optimizer is no optax transformation"):
         Experiment(changed, tmp_path)
+
+
+def test_a_learning_rate_of_another_length_than_the_training_is_warned_of(tmp_path, capsys):
+    changed = config()
+    changed["schedule"]["total_steps"] = 500
+    changed["data"]["root"] = "/nowhere"
+    with pytest.raises(ValueError, match=r"data\.root"):
+        Experiment(changed, tmp_path)
+    said = "learning_rate.total_steps is 108 and config.schedule.total_steps 500"
+    assert said in capsys.readouterr().out
