@@ -11,7 +11,7 @@ from training.log import Log, since
 from training.step import Window
 from training.task import Batch, TrainState
 
-_DEPTH = 4  # of modules whose share of the operations is said
+_DEPTH = 5  # of modules whose share of the operations is said
 
 
 class CompiledSteps:

@@ -51,6 +51,10 @@ class Log:
         """Prints a line."""
         self._progress.say(text)
 
+    def begin(self) -> None:
+        """The first step begins now; an evaluation before it does not count in the time left."""
+        self._progress.begin()
+
     def restart_clock(self) -> None:
         """The next step begins now."""
         self._last = time.monotonic()

@@ -216,6 +216,7 @@ class _Run:
     ) -> TrainState:
         schedule = self._schedule
         empty = jax.device_get(empty_window(window.sums))
+        self._log.begin()
         for step in range(int(state.step) + 1, schedule.total_steps + 1):
             batch, waited = feed.take()
             if compiled.is_new(batch):

@@ -35,6 +35,10 @@ class Progress:
                 leave=False,
             )
 
+    def begin(self) -> None:
+        """The work begins now: what came before does not count in rates."""
+        self._started = time.monotonic()
+
     def update(self, done: int, values: Mapping[str, str] | None = None) -> None:
         """Says that `done` units are done in all; `values` are shown until they are replaced."""
         self._values = {**self._values, **(values or {})}

@@ -29,3 +29,12 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("encoding: 6 of 10 texts (60%)")
     assert lines[1] == "a line"
+
+
+def test_what_comes_before_the_work_does_not_count(monkeypatch, capsys):
+    clock = iter([0.0, 60.0, 70.0])  # made, begun after a minute, ten seconds of work
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown = Progress(100, unit="step", title="training")
+    shown.begin()
+    shown.update(50)
+    assert capsys.readouterr().err == "training: 50 of 100 steps (50%), 5 steps/s, 0:10 left\n"
