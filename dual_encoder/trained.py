@@ -19,6 +19,7 @@ from corpora.tokenizer import Tokenizer
 from corpora.tokens import TextSettings
 from dual_encoder import task as tasks
 from dual_encoder.encoding import Encoder, best_params
+from training import files
 from training.build import build, fill
 from training.mesh import data_mesh
 
@@ -119,7 +120,7 @@ class Trained:
         return {
             "step": self.step,
             "parameters": digest(self.params),
-            "tokenizer": hashlib.sha256(self.tokenizer_file.read_bytes()).hexdigest(),
+            "tokenizer": files.digest(self.tokenizer_file),
             "text": dataclasses.asdict(self.text),
         }
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from corpora.tables import DataError
+from training import files
 from training.progress import Progress
 
 SHARD_SIZE = 16_384  # texts
@@ -164,7 +165,7 @@ def write(
         raise ValueError(f"process is {process}; allowed: 0 to {processes - 1}, for {processes} processes")
     content = json.dumps(list(ids), ensure_ascii=True).encode()
     sizes = {"texts": len(ids), "width": width, "shard_size": shard_size}
-    manifest = _plain({**about, **sizes, "ids": hashlib.sha256(content).hexdigest()})
+    manifest = files.plain({**about, **sizes, "ids": hashlib.sha256(content).hexdigest()})
     _claim(folder, manifest, content)
 
     mine = list(range(process, _number_of_shards(manifest), processes))
@@ -202,7 +203,7 @@ def differences(folder: str | Path, about: Mapping[str, Any]) -> list[str]:
     there = _read_manifest(Path(folder))
     if there is None:
         return []
-    there, here = _flat(there), _flat(_plain(about))
+    there, here = files.flat(there), files.flat(files.plain(about))
     return [
         f"{key} is {_shown(there.get(key))} there and {_shown(here[key])} here"
         for key in here
@@ -316,8 +317,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _sha256(file: Path) -> str | None:
     try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return files.digest(file)
     except FileNotFoundError:
         return None
 
@@ -330,16 +330,3 @@ def _shown(value: Any) -> str:
     """A hash by its beginning."""
     is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{16,}", value)
     return value[:12] if is_hash else repr(value)
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples become lists."""
-    return json.loads(json.dumps(values))
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {
-        k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()
-    }

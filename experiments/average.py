@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval import results, trec
+from eval import comparison, results, trec
 from experiments import cli, compare
 
 MEAN = "macro mean"
@@ -72,10 +72,11 @@ def macro_means(runs: Mapping[str, results.Results], names: Sequence[str] | None
     if names is None:
         names = [name for name in first.means[systems[0]] if all(name in has for has in columns.values())]
     for (run, system), has in columns.items():
-        missing = [name for name in names if name not in has]
-        if missing or not names:
-            lacks = f"no measure {missing[0]!r}" if missing else "no measure that all the others have"
-            raise ValueError(f"{system} of {run} has {lacks}; it has {', '.join(has)}")
+        comparison.check_measures(f"{system} of {run}", has, names)
+        if not names:
+            raise ValueError(
+                f"{system} of {run} has no measure that all the others have; it has {', '.join(has)}"
+            )
     found = {
         run: {system: {name: columns[run, system][name] for name in names} for system in systems}
         for run in runs

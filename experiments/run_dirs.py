@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from experiments.cli import UsageError
 from experiments.machine import device_name
 from training.build import locate
+from training.files import flat, plain
 from training.lock import exclusive
 
 CONFIG_FILE = "config.json"
@@ -44,7 +45,7 @@ def start(run_dir: str | Path, config: Mapping[str, Any]) -> Family:
       SpecError, DataError: the config names what is not there. No run directory is left behind.
     """
     run_dir = Path(run_dir)
-    config = _plain(config)
+    config = plain(config)
     _claim(run_dir, config)
     try:
         return _open(run_dir, config)
@@ -68,8 +69,8 @@ def _open(run_dir: Path, config: Mapping[str, Any]) -> Family:
 def _claim(run_dir: Path, config: dict[str, Any]) -> None:
     file = run_dir / CONFIG_FILE
     if file.exists():
-        before = _flat(load_config(run_dir))
-        now = _flat(config)
+        before = flat(load_config(run_dir))
+        now = flat(config)
         differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if differing and not _has_checkpoint(run_dir):
             with exclusive(run_dir):
@@ -111,24 +112,11 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
 
 def meta(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what results.json says of a run: config hash, seed, versions and device."""
-    text = json.dumps(_plain(config), sort_keys=True)
+    text = json.dumps(plain(config), sort_keys=True)
     return {
         "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
         "seed": config.get("seed"),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _REPORTED},
         "device": device_name(),
-    }
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples become lists."""
-    return json.loads(json.dumps(config))
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    return {
-        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
     }

@@ -9,7 +9,6 @@ that damage is noticed before anything is read from it.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from training.files import digest
 from training.task import TrainState
 
 LATEST, BEST = "latest", "best"
@@ -354,12 +354,6 @@ def _read(path: Path, like: Any) -> Any:
 
 def _files(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in _WRITTEN_LATER]
-
-
-def digest(file: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from training.checkpoints import CheckpointError, digest
+from training.checkpoints import CheckpointError
+from training.files import digest
 from training.task import TrainState
 
 FOLDER = "tables"
