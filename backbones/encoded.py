@@ -38,7 +38,7 @@ def read_batch(batch: Mapping[str, jax.Array], train: bool) -> Context:
 
     Args:
       batch: `tokens` int [B, L], `mask` [B, L] (True or 1 where there is a token); optionally `segments` and
-        `positions`, int [B, L].
+        `positions`, int [B, L], and `domains`, int [B].
       train: whether dropout is on.
 
     Returns:
@@ -46,7 +46,7 @@ def read_batch(batch: Mapping[str, jax.Array], train: bool) -> Context:
       the mask cannot matter. Without `positions`, they count from 0 in one row [1, L].
 
     Raises:
-      ValueError: an array is not [B, L].
+      ValueError: an array is not [B, L], or `domains` not [B].
     """
     tokens_BL = jnp.asarray(batch["tokens"])
     for name in ("mask", *READ):
@@ -58,4 +58,9 @@ def read_batch(batch: Mapping[str, jax.Array], train: bool) -> Context:
     valid_BL = jnp.asarray(batch["mask"]).astype(bool)
     shown = {name: jnp.where(valid_BL, batch[name], 0) for name in READ if name in batch}
     shown.setdefault("positions", jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None])
-    return Context(valid=valid_BL, train=train, **shown)
+    domains_B = batch.get("domains")
+    if domains_B is not None and jnp.shape(domains_B) != tokens_BL.shape[:1]:
+        raise ValueError(
+            f"batch['domains'] has shape {jnp.shape(domains_B)}; allowed: [B], {tokens_BL.shape[:1]}"
+        )
+    return Context(valid=valid_BL, domains=domains_B, train=train, **shown)

@@ -13,6 +13,8 @@ stand in the same place. What the three extra values are:
 * `aux`: a dict of additive sums over tokens (expert counts, router z, ...), returned and never sown; `{}`
   where there is nothing to say. Encoders stack it over layers.
 
+Variables that no gradient trains (a router's bias) are in collections of their own, which the Task carries.
+
 Random numbers come from linen's streams: `self.make_rng("dropout")` for dropout, `self.make_rng("router")`
 for router noise and jitter. A stream is needed only where `context.train` is true and the layer draws from
 it.
@@ -46,7 +48,6 @@ class Context:
       positions: int32 [B, L] or [1, L] positions counted from 0, or None.
       segments: int32 [B, L] segment ids (such as 0 title, 1 text), or None; -1 where a position has none.
       domains: int32 [B] domain of each example, or None.
-      routing: recorded routing that a sparse layer replays instead of its own choice, or None.
       step: int32 [], the global training step, or None.
       train: whether dropout and router noise are on; static under jit.
     """
@@ -56,7 +57,6 @@ class Context:
     positions: jax.Array | None = None
     segments: jax.Array | None = None
     domains: jax.Array | None = None
-    routing: Any = None
     step: jax.Array | None = None
     train: bool = struct.field(pytree_node=False, default=False)
 

@@ -1,0 +1,80 @@
+"""The sparse mixture of experts as a feed-forward layer.
+
+It holds no choice of its own: router, experts, dispatcher and shared experts are passed in. A config nests
+their specs:
+
+    dict(
+        name="moe.mixture.Mixture",
+        router=dict(name="moe.routers.TopK", num_experts=16, k=2),
+        experts=dict(name="moe.experts.Gated", width=512),
+        dispatcher=dict(name="moe.dropless.Dropless"),
+        shared=dict(name="moe.feed_forward.Gated", width=512),
+    )
+
+A forward pass with `mutable=["routing"]` records who went where, as the variable `choice` of that collection
+(`moe.routing.Choice`, stacked over layers by the encoder); one that is given the collection replays it, to
+the bit.
+
+Dimensions: B batch, L length, D model width, G groups, S tokens of a group, R edges.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moe import groups
+from moe.dispatch import Dispatcher
+from moe.feed_forward import Aux, Carry, Context
+from moe.routing import Choice
+from moe.sums import sums
+
+RECORDED = "routing"  # the collection of variables
+
+
+class Mixture(nn.Module):
+    """A token's output is the weighted sum of those of its experts, and of the shared ones.
+
+    Shazeer et al. (2017), "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer";
+    shared experts as in Dai et al. (2024), "DeepSeekMoE".
+
+    Attributes:
+      router: `(x [G, S, D], tokens, replay) -> Routing`; see `moe.routers`.
+      experts: `(rows, *, train) -> rows`; see `moe.experts`.
+      dispatcher: see `moe.dispatch`.
+      group_rows: sequences that share a capacity, or among whose tokens an expert chooses; None for all of
+        the batch.
+      shared: a feed-forward layer that every token goes through, with the weight 1, or None.
+    """
+
+    router: nn.Module
+    experts: nn.Module
+    dispatcher: Dispatcher
+    group_rows: int | None = 1
+    shared: nn.Module | None = None
+
+    @nn.nowrap
+    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
+        """Nothing is carried."""
+        del x_BLD, context
+        return ()
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:
+        """Returns y of the shape and dtype of x, the carry as it came, and the sums of `moe.sums`.
+
+        Raises:
+          ValueError: group_rows does not divide the batch, or a recorded routing is of another shape.
+        """
+        x_GSD, tokens = groups.group(x_BLD, context, self.group_rows)
+        replay = self.get_variable(RECORDED, "choice")
+        routing = self.router(x_GSD, tokens, replay)
+        valid_GR = jnp.take_along_axis(tokens.valid, routing.token, axis=1)
+        routing = routing.replace(keep=routing.keep & valid_GR)
+        plan = self.dispatcher.plan(routing, train=context.train)
+        if self.is_mutable_collection(RECORDED):
+            self.put_variable(RECORDED, "choice", Choice(routing.token, routing.expert, plan.keep))
+        rows = self.experts(plan.dispatch(x_GSD), train=context.train)
+        y_BLD = plan.combine(rows).reshape(x_BLD.shape)
+        if self.shared is not None:
+            y_BLD = y_BLD + self.shared(x_BLD, context, ())[0]
+        return y_BLD, carry, sums(routing, plan.keep, tokens, len(x_BLD))

@@ -1,0 +1,135 @@
+"""The mixture against a loop over tokens, and what it records."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.capacity import Capacity
+from moe.experts import Dense, Gated
+from moe.feed_forward import Context
+from moe.mixture import Mixture
+from moe.one_hot import OneHot
+from moe.routers import TopK
+
+B, L, D, E, K, F = 3, 5, 8, 4, 2, 6
+
+
+def layer(**fields):
+    base = dict(router=TopK(E, K), experts=Dense(F), dispatcher=OneHot())
+    return Mixture(**{**base, **fields})
+
+
+def inputs(seed=0):
+    x_BLD = jax.random.normal(jax.random.key(seed), (B, L, D))
+    valid_BL = np.ones((B, L), bool)
+    valid_BL[1, 3:] = False
+    return x_BLD, Context(valid=jnp.asarray(valid_BL))
+
+
+def brute(params, x_BLD, valid_BL, capacity=None, gated=False):
+    """A loop over tokens in order: each goes to its experts while they have places in its sequence."""
+    x_BLD = np.asarray(x_BLD, np.float64)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    y = np.zeros_like(x_BLD)
+    dropped = np.zeros(B)
+    for b in range(B):
+        used = np.zeros(E, int)
+        for t in range(L):
+            if not valid_BL[b, t]:
+                continue
+            logits = x_BLD[b, t] @ p["router"]["score"]["kernel"]
+            probability = np.exp(logits - logits.max())
+            probability /= probability.sum()
+            chosen = np.argsort(-probability, kind="stable")[:K]
+            weights = probability[chosen] / probability[chosen].sum()
+            for e, w in zip(chosen, weights, strict=True):
+                if capacity is not None and used[e] >= capacity:
+                    dropped[b] += 1
+                    continue
+                used[e] += 1
+                if gated:
+                    gate = x_BLD[b, t] @ p["experts"]["gate"][e]
+                    hidden = gate / (1 + np.exp(-gate)) * (x_BLD[b, t] @ p["experts"]["in"][e])
+                else:
+                    hidden = np.asarray(jax.nn.gelu(jnp.asarray(x_BLD[b, t] @ p["experts"]["in"][e])))
+                y[b, t] += w * (hidden @ p["experts"]["out"][e])
+    return y, dropped
+
+
+def close(a, b):
+    assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_every_token_gets_the_weighted_sum_of_its_experts(gated):
+    x, context = inputs()
+    module = layer(experts=Gated(F) if gated else Dense(F))
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    y, carry, aux = module.apply({"params": params}, x, context, ())
+    expected, _ = brute(params, x, np.asarray(context.valid), gated=gated)
+    close(y, expected)
+    assert carry == ()
+    assert np.asarray(aux["count"]).sum(1).tolist() == [L * K, 3 * K, L * K]
+    assert np.asarray(aux["tokens"]).tolist() == [L, 3, L]
+    assert not np.asarray(aux["dropped"]).any()
+
+
+def test_an_expert_serves_the_first_tokens_of_a_sequence_up_to_its_capacity():
+    x, context = inputs()
+    # C = ceil(0.8 * 2 * 5 / 4) = 2
+    module = layer(dispatcher=OneHot(Capacity(factor=0.8, tokens=L)))
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    y, _, aux = module.apply({"params": params}, x, context, ())
+    expected, dropped = brute(params, x, np.asarray(context.valid), capacity=2)
+    close(y, expected)
+    assert dropped.sum() > 0
+    assert np.asarray(aux["dropped"]).tolist() == dropped.tolist()
+
+
+def test_a_recorded_routing_is_replayed_to_the_bit():
+    x, context = inputs()
+    module = layer(dispatcher=OneHot(Capacity(factor=0.8, tokens=L)))
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    (y, _, _), recorded = module.apply({"params": params}, x, context, (), mutable=["routing"])
+    again, _, _ = module.apply({"params": params, **recorded}, x, context, ())
+    np.testing.assert_array_equal(again, y)
+
+    # Another input goes where the first one went, not where it would go itself.
+    other = jax.random.normal(jax.random.key(5), x.shape)
+    (_, _, _), replayed = module.apply(
+        {"params": params, **recorded}, other, context, (), mutable=["routing"]
+    )
+    for before, after in zip(jax.tree.leaves(recorded), jax.tree.leaves(replayed), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_shared_experts_add_to_the_routed_ones():
+    from moe import feed_forward
+
+    x, context = inputs()
+    module = layer(shared=feed_forward.Dense(F))
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    y, _, _ = module.apply({"params": params}, x, context, ())
+    routed = {name: params[name] for name in ("router", "experts")}
+    alone, _, _ = layer().apply({"params": routed}, x, context, ())
+    shared, _, _ = feed_forward.Dense(F).apply({"params": params["shared"]}, x, context, ())
+    close(y, alone + shared)
+
+
+def test_groups_must_divide_the_batch():
+    x, context = inputs()
+    with pytest.raises(ValueError, match="group_rows is 2; allowed: a divisor of the batch's 3 rows"):
+        layer(group_rows=2).init(jax.random.key(0), x, context, ())
+
+
+def test_the_router_scores_in_float32_under_bfloat16():
+    x, context = inputs()
+    module = layer()
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    half = x.astype(jnp.bfloat16)
+    y, _, aux = module.apply({"params": params}, half, context, ())
+    _, _, exact = module.apply({"params": params}, half.astype(jnp.float32), context, ())
+    assert y.dtype == jnp.bfloat16
+    assert aux["z"].dtype == jnp.float32
+    np.testing.assert_array_equal(aux["z"], exact["z"])
