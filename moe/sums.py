@@ -46,7 +46,9 @@ def sums(routing: Routing, served_GR: jax.Array, tokens: Tokens, batch: int) -> 
     if routing.logits is not None:
         probability_BLE = routing.probabilities.reshape(batch, -1, routing.num_experts)
         z_BL = by_sequence(jax.nn.logsumexp(routing.logits, axis=-1))
-        entropy_BL = jax.scipy.special.entr(probability_BLE).sum(-1)
+        # A probability that has underflowed has no gradient, where that of entropy would be infinite.
+        positive_BLE = jnp.where(probability_BLE > 0, probability_BLE, 1.0)
+        entropy_BL = -(positive_BLE * jnp.log(positive_BLE)).sum(-1)
         found["probability"] = jnp.einsum("ble,bl->be", probability_BLE, valid_BL)
         found["z"] = (jnp.square(z_BL) * valid_BL).sum(1)
         found["entropy"] = (entropy_BL * valid_BL).sum(1)
