@@ -39,8 +39,7 @@ class Dense(nn.Module):
         """Returns rows of the same layout and width."""
         check_width(self.width)
         width = rows.values.shape[-1]
-        hidden = _project(self, rows, "in", self.width)
-        hidden = hidden.map(lambda x: jax.checkpoint(self.activation)(named(x, "hidden")))
+        hidden = _project(self, rows, "in", self.width).map(_named).map(jax.checkpoint(self.activation))
         hidden = hidden.map(lambda x: nn.Dropout(self.dropout)(x, deterministic=not train))
         return _project(self, hidden, "out", width)
 
@@ -67,12 +66,16 @@ class Gated(nn.Module):
         """Returns rows of the same layout and width."""
         check_width(self.width)
         width = rows.values.shape[-1]
-        gate = _project(self, rows, "gate", self.width)
-        hidden = _project(self, rows, "in", self.width)
-        gated = jax.checkpoint(lambda gate, x: self.activation(named(gate, "hidden")) * named(x, "hidden"))
+        gate = _project(self, rows, "gate", self.width).map(_named)
+        hidden = _project(self, rows, "in", self.width).map(_named)
+        gated = jax.checkpoint(lambda gate, x: self.activation(gate) * x)
         hidden = gate.map(gated, hidden)
         hidden = hidden.map(lambda x: nn.Dropout(self.dropout)(x, deterministic=not train))
         return _project(self, hidden, "out", width)
+
+
+def _named(x: jax.Array) -> jax.Array:
+    return named(x, "experts")
 
 
 def _project(module: nn.Module, rows: Rows, name: str, features: int) -> Rows:

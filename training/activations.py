@@ -11,6 +11,7 @@ names:
     residual   [B, L, D]      what leaves a layer
     heads      [B, H, L, d]   queries, keys and values of an attention
     hidden     [B, L, F]      inside a feed-forward layer
+    experts    [..., F]       inside the experts of a sparse one, laid out by the dispatcher
     logits     [B, L, V]      of a decoder
     vectors    [B, D]         what leaves a tower
 

@@ -1,8 +1,5 @@
 """Dual encoders on LIMIT: trained by `experiments.train`, and tested on collections they have not seen."""
 
-import hashlib
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,9 @@ from corpora.tables import DataError
 from dual_encoder.trained import Trained
 from eval import measures, runs
 from experiments import run_dirs
-from experiments.cli import UsageError
+from experiments.reproduce import training
 from index import exact, lexical
 
-CONFIG = Path(__file__).parents[2] / "configs" / "dual_encoder" / "limit.py"
 DEPTHS = (2, 10, 20, 100)
 RECALLS = tuple(f"recall@{depth}" for depth in DEPTHS)
 
@@ -24,7 +20,7 @@ RECALLS = tuple(f"recall@{depth}" for depth in DEPTHS)
 def train(
     folder: Path, name: str, collection: Mapping[str, Any], split: str, *, width: int, steps: int
 ) -> Path:
-    """Trains and evaluates a run, or goes on with it; returns its directory, which its settings name.
+    """Trains and evaluates a run, see experiments.reproduce.training.
 
     Args:
       folder: of the runs.
@@ -33,20 +29,9 @@ def train(
       split: to train on; `test` is overfitting.
       width: of the vectors.
       steps: of training.
-
-    Raises:
-      UsageError: the program that trains has failed; it has said why.
     """
     given = dict(collection, width=width, steps=steps, train=split)
-    argument = ",".join(f"{key}={value}" for key, value in given.items())
-    run_dir = folder / f"{name}-{hashlib.sha256(argument.encode()).hexdigest()[:8]}"
-    if not (run_dir / "results.json").exists():
-        command = ["-m", "experiments.train", f"--config={CONFIG}:{argument}", f"--workdir={run_dir}"]
-        print(f"training {run_dir.name}", flush=True)
-        done = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise UsageError(f"python {' '.join(command)} ended with status {done.returncode}")
-    return run_dir
+    return training.train(folder, name, "dual_encoder/limit.py", given)
 
 
 def on_new_collections(
