@@ -11,7 +11,7 @@ optimization, and loops count as often as they run:
     sort                                    n ceil(log2 n)
     exp, tanh, sqrt and their like          counted apart, as transcendentals
     scan                                    its length times the body
-    cond                                    the branch with the most
+    cond                                    the branch with the most; of `platform_dependent` the default
     shard_map, pallas_call                  the body, times its devices or the points of its grid
     while                                   body and condition once, and said so in `uncounted`
 
@@ -41,9 +41,9 @@ def _names(text: str) -> frozenset[str]:
 _FREE = _names("""
     all_gather all_gather_invariant all_to_all axis_index broadcast_in_dim concatenate copy copy_p device_put
     dynamic_slice dynamic_update_slice empty get iota layout_constraint mesh_cast name optimization_barrier
-    pad pbroadcast pcast ppermute program_id pvary random_bits random_clone random_fold_in random_seed
-    random_split random_unwrap random_wrap reshape reshard rev rng_bit_generator rng_uniform
-    sharding_constraint slice split squeeze stop_gradient swap threefry2x32 top_k transpose
+    pad pbroadcast pcast platform_index ppermute program_id pvary ragged_all_to_all random_bits random_clone
+    random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard rev rng_bit_generator
+    rng_uniform sharding_constraint slice split squeeze stop_gradient swap threefry2x32 top_k transpose
 """)
 _ONE = _names("""
     abs add add_any addupdate and bitcast_convert_type ceil clamp clz cummax cummin cumprod cumsum div eq
@@ -166,7 +166,10 @@ def _add(jaxpr: core.Jaxpr, outer: str, times: int, tally: _Tally) -> None:
         name = equation.primitive.name
         scope = "/".join(part for part in (outer, str(equation.source_info.name_stack)) if part)
         inner = list(core.jaxprs_in_params(equation.params))
-        if name == "cond":
+        platforms = equation.params.get("branches_platforms")
+        if platforms and None in platforms:
+            _add(inner[platforms.index(None)], scope, times, tally)
+        elif name == "cond":
             branches = [_Tally() for _ in inner]
             for branch, part in zip(inner, branches, strict=True):
                 _add(branch, scope, times, part)

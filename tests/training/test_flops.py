@@ -311,3 +311,17 @@ def test_jitted_functions_keep_their_static_arguments():
 
 def test_examples_in_docstrings():
     assert doctest.testmod(flops).failed == 0
+
+
+def test_of_the_forms_for_each_platform_the_default_counts():
+    """Neither a loop of unknown length nor a kernel's dynamic grid is asked for."""
+    x, w = jnp.ones((6, 4)), jnp.ones((2, 4, 8))
+
+    def product(x, w):
+        loop = lambda x, w: jax.lax.while_loop(lambda y: y.sum() < 0, lambda y: y + 1, x @ w[0])
+        ragged = lambda x, w: jax.lax.ragged_dot(x, w, jnp.array([2, 4], jnp.int32))
+        return jax.lax.platform_dependent(x, w, cpu=loop, default=ragged)
+
+    found = flops.count(product, x, w)
+    assert found.matmul == 2 * 6 * 4 * 8
+    assert not found.uncounted
