@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moe.leakage import NONE, Dependence
 from moe.routing import Routing
 
 Priority = Callable[[Routing], tuple[jax.Array, ...]]
@@ -53,7 +54,7 @@ class Capacity:
     Attributes:
       factor: 1 is just enough if all experts get the same.
       tokens: T, tokens of a group that there is room for.
-      evaluation_factor: the factor where nothing is trained; None for the same.
+      evaluation_factor: the factor where nothing is trained; None for the same, infinity to serve all.
       priority: who goes first, such as `by_position`.
 
     Raises:
@@ -78,9 +79,18 @@ class Capacity:
         """
         if not routing.choices:
             return routing.token.shape[1] // routing.num_experts
-        factor = self.factor if train or self.evaluation_factor is None else self.evaluation_factor
-        wanted = math.ceil(factor * routing.choices * self.tokens / routing.num_experts)
-        return min(wanted, routing.num_tokens)
+        wanted = self._factor(train) * routing.choices * self.tokens / routing.num_experts
+        return math.ceil(min(wanted, routing.num_tokens))
+
+    def dependence(self, train: bool) -> Dependence:
+        """See `moe.leakage`: no token is the worse for those that it goes before. Only of `by_position` is it
+        known that these are the later ones."""
+        if self._factor(train) == math.inf:
+            return NONE
+        return Dependence(later=self.priority is not by_position, earlier=True)
+
+    def _factor(self, train: bool) -> float:
+        return self.factor if train or self.evaluation_factor is None else self.evaluation_factor
 
 
 def order(routing: Routing, priority: Priority = by_position) -> jax.Array:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe import groups
+from moe import groups, leakage
 from moe.dispatch import Dispatcher
 from moe.feed_forward import Aux, Carry, Context
 from moe.routing import Choice
@@ -78,3 +78,12 @@ class Mixture(nn.Module):
         if self.shared is not None:
             y_BLD = y_BLD + self.shared(x_BLD, context, ())[0]
         return y_BLD, carry, sums(routing, plan.keep, tokens, len(x_BLD))
+
+    @nn.nowrap
+    def dependence(self, train: bool) -> leakage.Dependence:
+        """See `moe.leakage`."""
+        of_group = leakage.stated(self.router, train) | leakage.stated(self.dispatcher, train)
+        found = leakage.in_groups(of_group, self.group_rows)
+        for _, dependence in leakage.of(self.shared, train=train).values():
+            found |= dependence
+        return found

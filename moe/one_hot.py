@@ -14,6 +14,7 @@ from flax import struct
 from moe import capacity as capacities
 from moe.capacity import Capacity
 from moe.dispatch import Buffers
+from moe.leakage import NONE, Dependence
 from moe.routing import Routing
 
 
@@ -37,6 +38,10 @@ class OneHot:
         place_GR = capacities.places(routing, capacities.order(routing, priority))
         keep_GR = routing.keep & (place_GR < slots)
         return OneHotPlan(keep_GR, routing.replace(keep=keep_GR), place_GR, slots)
+
+    def dependence(self, train: bool) -> Dependence:
+        """See `moe.leakage`."""
+        return NONE if self.capacity is None else self.capacity.dependence(train)
 
 
 @struct.dataclass
