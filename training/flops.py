@@ -40,10 +40,11 @@ def _names(text: str) -> frozenset[str]:
 # What moves, shapes or names data, what XLA leaves to a library, and what makes random bits.
 _FREE = _names("""
     all_gather all_gather_invariant all_to_all axis_index broadcast_in_dim concatenate copy copy_p device_put
-    dynamic_slice dynamic_update_slice empty get iota layout_constraint mesh_cast name optimization_barrier
-    pad pbroadcast pcast platform_index ppermute program_id pvary ragged_all_to_all random_bits random_clone
-    random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard rev rng_bit_generator
-    rng_uniform sharding_constraint slice split squeeze stop_gradient swap threefry2x32 top_k transpose
+    dynamic_slice dynamic_update_slice empty empty2 get iota layout_constraint mesh_cast name
+    optimization_barrier pad pbroadcast pcast platform_index ppermute program_id pvary ragged_all_to_all
+    random_bits random_clone random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard
+    rev rng_bit_generator rng_uniform sharding_constraint slice split squeeze stack stop_gradient swap
+    threefry2x32 top_k transpose
 """)
 _ONE = _names("""
     abs add add_any addupdate and bitcast_convert_type ceil clamp clz cummax cummin cumprod cumsum div eq

@@ -1,0 +1,63 @@
+"""Dispatch with capacity by sorting: what `moe.one_hot` computes, without its masks and its empty places.
+
+Each group's edges are sorted by expert and priority, and the first C of an expert are kept. The kept ones of
+a device are then laid out as those of `moe.dropless`, one expert after the other: an expert costs what it
+serves, and a place that nobody takes costs nothing.
+
+Dimensions: G groups, R edges, C capacity.
+"""
+
+import dataclasses
+
+import jax
+
+from moe import capacity as capacities
+from moe import on_devices
+from moe.capacity import Capacity
+from moe.dropless import Dropless, DroplessPlan, Matmul
+from moe.grouped_matmul import grouped_matmul
+from moe.leakage import Dependence
+from moe.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """Serves the first C of each expert's edges; equal to `moe.one_hot.OneHot` with the same capacity.
+
+    Attributes:
+      capacity: how many tokens an expert serves.
+      matmul: see `moe.dropless.Dropless`.
+    """
+
+    capacity: Capacity
+    matmul: Matmul = grouped_matmul
+
+    def plan(self, routing: Routing, *, train: bool) -> DroplessPlan:
+        """See `moe.dispatch.Dispatcher`.
+
+        Raises:
+          ValueError: the mesh does not divide the groups, or splits weights over `tensor`.
+        """
+        check_groups(len(routing.token))
+        slots = self.capacity.slots(routing, train=train)
+
+        def kept(routing: Routing) -> jax.Array:
+            places_GR = capacities.places(routing, capacities.order(routing, self.capacity.priority))
+            return routing.keep & (places_GR < slots)
+
+        bare = routing.replace(logits=None, probabilities=None)
+        keep_GR = on_devices.run(kept, bare)
+        return Dropless(self.matmul).plan(routing.replace(keep=keep_GR), train=train)
+
+    def dependence(self, train: bool) -> Dependence:
+        """See `moe.leakage`."""
+        return self.capacity.dependence(train)
+
+
+def check_groups(groups: int) -> None:
+    """Raises ValueError unless the devices of the batch axes divide the groups."""
+    devices = on_devices.parts()
+    if groups % devices:
+        raise ValueError(
+            f"the batch makes {groups} groups, which {devices} devices of the batch axes do not divide"
+        )
