@@ -22,16 +22,19 @@ from flax import linen as nn
 
 from moe import experts, feed_forward
 from moe.dispatch import Dispatcher
+from moe.dropless import Dropless
+from moe.group_limit import GroupLimit
+from moe.loss_free import COLLECTION, LossFree
 from moe.mixture import Mixture
-from moe.one_hot import OneHot
 from moe.routers import TopK
 from moe.shared import Weighted
 
-SERVES_ALL = OneHot()
+SERVES_ALL = Dropless()
 
 State = Mapping[str, Any]
 Loaded = tuple[Mixture, dict[str, Any]]
 
+_METHODS = {"greedy": "softmax", "group_limited_greedy": "softmax", "noaux_tc": "sigmoid"}
 _GATED = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
 
 
@@ -105,6 +108,62 @@ def olmoe(
     return _mixture(fields, tensors, _top_k(fields), dispatcher)
 
 
+def deepseek(
+    state: State, prefix: str, config: Mapping[str, Any], dispatcher: Dispatcher = SERVES_ALL
+) -> Loaded:
+    """The block `mlp` of DeepSeekMoE (Dai et al., 2024), DeepSeek-V2 and DeepSeek-V3 (DeepSeek-AI, 2024).
+
+    `topk_method` says which: "greedy", the best K of a softmax (DeepSeekMoE, DeepSeek-V2-Lite);
+    "group_limited_greedy", those of the best groups (DeepSeek-V2); "noaux_tc", of the best groups by sigmoid
+    scores with a bias, which is no part of the weights (DeepSeek-V3). The bias is the variable
+    "router/bias" of the collection "balance". Beside them stand the shared experts, as one of their widths
+    together.
+
+    Experts outside of a token's groups are out of the question, as in the authors' code; transformers gives
+    them the score 0, which a score with a negative bias may be below.
+
+    Args:
+      state, prefix, dispatcher: see `mixtral`; a prefix is such as "model.layers.1.mlp".
+      config: read are n_routed_experts, num_experts_per_tok, norm_topk_prob, hidden_act; topk_method,
+        scoring_func, routed_scaling_factor and n_shared_experts, which are "greedy", "softmax", 1 and none
+        where they are not there; moe_intermediate_size where experts are shared, n_group and topk_group where
+        groups are limited.
+
+    Returns, Raises: see `mixtral`.
+    """
+    fields, tensors = _Fields(config), _Tensors(state, prefix)
+    method = fields.one_of("topk_method", *_METHODS, default="greedy")
+    fields.one_of("scoring_func", _METHODS[method], default="softmax")
+    chosen = dict(
+        num_experts=fields.count("n_routed_experts"),
+        k=fields.count("num_experts_per_tok"),
+        scaling=float(fields.get("routed_scaling_factor", 1.0)),
+    )
+    balance = None
+    if method == "noaux_tc":
+        router = LossFree(
+            **chosen,
+            renormalize=fields.one_of("norm_topk_prob", True, False),
+            limit=GroupLimit(fields.count("n_group"), fields.count("topk_group"), best=2),
+        )
+        bias_E = tensors.take("gate.e_score_correction_bias", rows=chosen["num_experts"])
+        balance = {COLLECTION: {"router": {"bias": bias_E}}}
+    else:
+        fields.one_of("norm_topk_prob", False)
+        limit = None
+        if method == "group_limited_greedy":
+            limit = GroupLimit(fields.count("n_group"), fields.count("topk_group"))
+        router = TopK(**chosen, renormalize=False, limit=limit)
+    shared, shared_params = None, None
+    if fields.get("n_shared_experts", None):
+        width = fields.count("n_shared_experts") * fields.count("moe_intermediate_size")
+        shared = feed_forward.Gated(width, activation=fields.activation())
+        shared_params = _dense(tensors, "shared_experts", width)
+    return _mixture(
+        fields, tensors, router, dispatcher, shared=shared, shared_params=shared_params, state=balance
+    )
+
+
 def _top_k(fields: "_Fields") -> TopK:
     return TopK(
         fields.count("num_experts"),
@@ -170,10 +229,10 @@ class _Fields:
     def __init__(self, config: Mapping[str, Any]):
         self._config = config
 
-    def get(self, name: str) -> Any:
-        if name not in self._config:
+    def get(self, name: str, *default: Any) -> Any:
+        if name not in self._config and not default:
             raise ValueError(f"config has no {name!r}")
-        return self._config[name]
+        return self._config.get(name, *default)
 
     def count(self, name: str) -> int:
         value = self.get(name)
@@ -181,8 +240,8 @@ class _Fields:
             raise ValueError(f"config: {name} is {value!r}; allowed: an integer of at least 1")
         return value
 
-    def one_of(self, name: str, *allowed: Any) -> Any:
-        value = self.get(name)
+    def one_of(self, name: str, *allowed: Any, **default: Any) -> Any:
+        value = self.get(name, *default.values())
         if value not in allowed:
             raise ValueError(f"config: {name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
         return value

@@ -1,5 +1,6 @@
 """Published blocks equal those of transformers on tiny random weights; see golden/make_moe_blocks.py."""
 
+import functools
 import json
 import pathlib
 
@@ -17,6 +18,9 @@ LOADERS = {
     "qwen2": pretrained.qwen_moe,
     "qwen3": pretrained.qwen_moe,
     "olmoe": pretrained.olmoe,
+    "deepseek_v2_lite": pretrained.deepseek,
+    "deepseek_v2": pretrained.deepseek,
+    "deepseek_v3": pretrained.deepseek,
 }
 
 
@@ -33,6 +37,7 @@ def golden(name):
     return state, json.loads(str(arrays["config"])), arrays
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def run(mixture, variables, x_BLD):
     context = Context(valid=jnp.ones(x_BLD.shape[:2], bool))
     (y_BLD, _, aux), recorded = mixture.apply(variables, x_BLD, context, (), mutable=["routing"])
@@ -118,3 +123,30 @@ def test_a_config_that_does_not_fit_is_refused(field, value, said):
         del config[field]
     with pytest.raises(ValueError, match=said):
         pretrained.olmoe(state, PREFIX, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("deepseek_v2", {"topk_method": "best"}, "topk_method is 'best'; allowed: 'greedy', 'group_limited"),
+        ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; allowed: 'softmax'"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is True; allowed: False"),
+        ("deepseek_v2", {"n_shared_experts": 3}, r"gate_proj.weight has the shape .* allowed: 18 rows"),
+        ("deepseek_v2", {"topk_group": 5}, "topk_groups is 5; allowed: 1 to num_groups, 4"),
+        ("deepseek_v3", {"topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False},
+         "e_score_correction_bias', which is no part"),
+    ],
+)  # fmt: skip
+def test_a_deepseek_config_that_does_not_fit_is_refused(name, changed, said):
+    state, config, _ = golden(name)
+    with pytest.raises(ValueError, match=said):
+        pretrained.deepseek(state, PREFIX, {**config, **changed})
+
+
+def test_the_fields_of_the_first_deepseek_config():
+    """DeepSeekMoE 16B's config.json has no topk_method and no routed_scaling_factor."""
+    state, config, arrays = golden("deepseek_v2_lite")
+    for field in ("topk_method", "routed_scaling_factor"):
+        del config[field]
+    y_BLD = run(*pretrained.deepseek(state, PREFIX, config), arrays["input"])[0]
+    assert np.abs(y_BLD - arrays["output"]).max() <= 1e-5 * np.abs(arrays["output"]).max()
