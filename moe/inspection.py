@@ -18,7 +18,7 @@ Numpy, on the host. Dimensions: G groups, T tokens, R edges, E experts, X labels
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Edges:
     Attributes:
       token: int64 [R], 0 to T - 1.
       expert: int64 [R].
-      keep: bool [R]; False where the expert had no room, or the router took fewer, or the token is padding.
+      keep: bool [R]; False where the expert had no room.
       num_tokens: T, padding included.
     """
 
@@ -42,23 +42,25 @@ class Edges:
     num_tokens: int
 
     def served(self) -> "Edges":
-        """Only the edges that were kept."""
+        """Those for which there was room. Measures are of all choices unless they are given these."""
         return Edges(self.token[self.keep], self.expert[self.keep], self.keep[self.keep], self.num_tokens)
 
 
-def edges(choice: Choice, num_tokens: int) -> Edges:
+def edges(choice: Choice, num_tokens: int, chosen: np.ndarray | None = None) -> Edges:
     """Returns the edges of one layer and batch.
 
     Args:
       choice: arrays [G, R]; of a scan over layers, one layer's.
       num_tokens: T = B L of the batch.
+      chosen: bool [G, R], the edges that the router did choose; the others, such as those of padding, are
+        left out. None where every edge is one.
     """
     token_GR, expert_GR, keep_GR = (np.asarray(x) for x in (choice.token, choice.expert, choice.keep))
     groups = len(token_GR)
     first_G1 = (np.arange(groups) * (num_tokens // groups))[:, None]
-    return Edges(
-        (token_GR + first_G1).ravel(), expert_GR.ravel().astype(np.int64), keep_GR.ravel(), num_tokens
-    )
+    chosen_GR = np.ones(keep_GR.shape, bool) if chosen is None else np.asarray(chosen)
+    of = (token_GR + first_G1, expert_GR.astype(np.int64), keep_GR)
+    return Edges(*(x[chosen_GR] for x in of), num_tokens)
 
 
 def join(parts: Sequence[Edges]) -> Edges:
@@ -73,8 +75,8 @@ def join(parts: Sequence[Edges]) -> Edges:
 
 
 def load(of: Edges, num_experts: int) -> np.ndarray:
-    """Returns int64 [E]: how many edges each expert serves."""
-    return np.bincount(of.expert[of.keep], minlength=num_experts)
+    """Returns int64 [E]: how many edges each expert has."""
+    return np.bincount(of.expert, minlength=num_experts)
 
 
 def imbalance(load_E: np.ndarray) -> tuple[float, float]:
@@ -120,7 +122,7 @@ class Specialization:
     Attributes:
       labels: int64 [X], ascending.
       tokens: int64 [X], how many tokens have the label.
-      count: int64 [X, E], how many of them each expert serves.
+      count: int64 [X, E], how many of them have chosen each expert.
     """
 
     labels: np.ndarray
@@ -129,7 +131,7 @@ class Specialization:
 
     @property
     def frequency(self) -> np.ndarray:
-        """Float64 [X, E]: the share of the label's tokens that the expert serves; a row adds up to K.
+        """Float64 [X, E]: the share of the label's tokens that chose the expert; a row adds up to K.
 
         OLMoE's domain specialization and, with token ids, its vocabulary specialization.
         """
@@ -137,7 +139,7 @@ class Specialization:
 
     @property
     def top_share(self) -> float:
-        """The share of tokens that the commonest expert of their label serves: K / E to 1."""
+        """The share of tokens that chose the commonest expert of their label: K / E to 1."""
         return float(self.count.max(axis=-1).sum() / max(self.tokens.sum(), 1))
 
     @property
@@ -161,10 +163,10 @@ class Specialization:
 
 
 def specialization(of: Edges, label_T: np.ndarray, num_experts: int, *, least: int = 1) -> Specialization:
-    """Returns who serves which labels.
+    """Returns which labels choose whom.
 
     Args:
-      of: the edges; only those that were kept count.
+      of: the edges.
       label_T: int [T], the label of each token.
       num_experts: E.
       least: labels with fewer tokens are left out, such as ids that occur once and so have one expert each.
@@ -173,23 +175,34 @@ def specialization(of: Edges, label_T: np.ndarray, num_experts: int, *, least: i
     labels, index_T, tokens = np.unique(label_T, return_inverse=True, return_counts=True)
     often = (labels >= 0) & (tokens >= least)
     row_X = np.where(often, np.cumsum(often) - 1, -1)
-    row_R = row_X[index_T[of.token[of.keep]]]
+    row_R = row_X[index_T[of.token]]
     seen = row_R >= 0
     count = np.zeros((int(often.sum()), num_experts), np.int64)
-    np.add.at(count, (row_R[seen], of.expert[of.keep][seen]), 1)
+    np.add.at(count, (row_R[seen], of.expert[seen]), 1)
     return Specialization(labels[often], tokens[often], count)
 
 
-def shuffled(label_T: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns the labels dealt out anew among the tokens that have one: what chance alone would show."""
+def shuffled(label_T: np.ndarray, unit_T: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """Returns the labels dealt out anew among the tokens that have one: what chance alone would show.
+
+    Args:
+      label_T: int [T].
+      unit_T: int [T], or None; tokens of the same number, such as those of one text, have the same label
+        before and after. Tokens of a text resemble each other, so that shuffling single tokens would leave
+        less to chance than there is.
+      seed: of the shuffle.
+    """
     label_T = np.array(label_T)
     has = label_T >= 0
-    label_T[has] = np.random.default_rng(seed).permutation(label_T[has])
+    units = np.arange(has.sum()) if unit_T is None else np.asarray(unit_T)[has]
+    _, first, unit = np.unique(units, return_index=True, return_inverse=True)
+    dealt = np.random.default_rng(seed).permutation(label_T[has][first])
+    label_T[has] = dealt[unit]
     return label_T
 
 
 def agreement(ours: Edges, theirs: Edges) -> float:
-    """Returns the share of our edges that the other recording of the same tokens has too, both as served.
+    """Returns the share of our edges that the other recording of the same tokens has too.
 
     With K choices a token it is the mean of |ours & theirs| / K: OLMoE's router saturation, where theirs is
     the end of training.
@@ -201,41 +214,25 @@ def agreement(ours: Edges, theirs: Edges) -> float:
         raise ValueError(
             f"the recordings are of {ours.num_tokens} and {theirs.num_tokens} tokens; allowed: the same"
         )
-    pairs = [np.stack([of.token[of.keep], of.expert[of.keep]], axis=1) for of in (ours, theirs)]
-    experts = 1 + max((int(pair[:, 1].max()) for pair in pairs if len(pair)), default=0)
-    keys = [pair[:, 0] * experts + pair[:, 1] for pair in pairs]
+    experts = 1 + max(int(of.expert.max(initial=0)) for of in (ours, theirs))
+    keys = [of.token * experts + of.expert for of in (ours, theirs)]
     return float(np.isin(*keys).mean()) if len(keys[0]) else 1.0
 
 
-def router_entropy(sums: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Returns float64 [...]: the mean entropy of the router's probabilities over log E; None without any.
-
-    Args:
-      sums: of `moe.sums`, "entropy" and "tokens" [..., B] and "probability" [..., B, E]; the last axis of the
-        first two is added up.
-    """
-    if "entropy" not in sums:
-        return None
-    experts = sums["probability"].shape[-1]
-    if experts == 1:
-        return np.zeros(sums["entropy"].shape[:-1])
-    entropy, tokens = (np.asarray(sums[name], np.float64).sum(axis=-1) for name in ("entropy", "tokens"))
-    return entropy / np.maximum(tokens, 1) / np.log(experts)
-
-
 def similarity(kernels: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns float64 [E, E]: the cosine of the weights of each pair of experts.
+    """Returns float32 [E, E]: the cosine of the weights of each pair of experts; 0 with an expert of zeros.
 
     Args:
-      kernels: of the experts, each [E, ...]; an expert's are laid end to end.
+      kernels: of the experts, each [E, ...]; an expert's are taken as one vector.
 
     It is 1 for copies and about 0 for experts that began apart; experts with the same hidden units in another
     order count as different.
     """
-    weights_EP = np.concatenate([np.asarray(x, np.float64).reshape(len(x), -1) for x in kernels], axis=1)
-    norms_E1 = np.linalg.norm(weights_EP, axis=1, keepdims=True)
-    weights_EP = np.divide(weights_EP, norms_E1, out=np.zeros_like(weights_EP), where=norms_E1 > 0)
-    return weights_EP @ weights_EP.T
+    flat = [np.asarray(kernel, np.float32).reshape(len(kernel), -1) for kernel in kernels]
+    products_EE = sum(weights_EP @ weights_EP.T for weights_EP in flat)
+    norms_E = np.sqrt(np.diag(products_EE))
+    norms_EE = norms_E[:, None] * norms_E[None]
+    return np.divide(products_EE, norms_EE, out=np.zeros_like(products_EE), where=norms_EE > 0)
 
 
 def between(similarity_EE: np.ndarray) -> float:

@@ -34,6 +34,11 @@ def test_tokens_of_groups_are_numbered_through_the_batch():
     assert of.expert.tolist() == [5, 1, 0, 2, 3, 3, 1, 0]
     assert of.keep.tolist() == [True, True, False, True, True, True, True, False]
 
+    some = inspection.edges(choice, 6, np.array([[True, False, True, False], [False, False, False, True]]))
+    assert some.token.tolist() == [0, 1, 5]
+    assert some.expert.tolist() == [5, 0, 0]
+    assert some.keep.tolist() == [True, False, False]
+
 
 def test_batches_are_numbered_on():
     joined = inspection.join([made([(0, 1), (3, 2)], 4, lost=[1]), made([(1, 0)], 2)])
@@ -43,8 +48,9 @@ def test_batches_are_numbered_on():
     assert joined.num_tokens == 6
 
 
-def test_load_counts_what_was_served():
-    assert inspection.load(SIX, 5).tolist() == [3, 3, 3, 2, 0]
+def test_load_counts_what_was_chosen_or_served():
+    assert inspection.load(SIX, 5).tolist() == [4, 3, 3, 2, 0]
+    assert inspection.load(SIX.served(), 5).tolist() == [3, 3, 3, 2, 0]
 
 
 def test_imbalance():
@@ -75,7 +81,7 @@ def test_unserved_counts_tokens_without_an_expert():
 
 
 def test_specialization_by_hand():
-    found = inspection.specialization(SIX, LABEL, 4)
+    found = inspection.specialization(SIX.served(), LABEL, 4)
     assert found.labels.tolist() == [7, 9]
     assert found.tokens.tolist() == [3, 2]
     assert found.count.tolist() == [[3, 2, 1, 0], [0, 0, 1, 2]]
@@ -93,6 +99,8 @@ def test_rare_labels_are_left_out():
     found = inspection.specialization(SIX, LABEL, 4, least=3)
     assert found.labels.tolist() == [7]
     assert found.count.tolist() == [[3, 2, 1, 0]]
+    both = inspection.specialization(SIX, LABEL, 4)
+    assert both.count.tolist() == [[3, 2, 1, 0], [1, 0, 1, 2]]  # with the choice of token 4 that was lost
 
 
 def test_no_label_is_common_enough():
@@ -118,6 +126,17 @@ def test_shuffling_keeps_how_many_tokens_a_label_has_and_who_has_none():
     np.testing.assert_array_equal(inspection.shuffled(label, seed=1), dealt)
 
 
+def test_texts_are_shuffled_as_wholes():
+    text = np.repeat(np.arange(50), 4)
+    label = np.where(np.arange(200) % 4 == 3, -1, text % 5)  # the last token of a text is padding
+    dealt = inspection.shuffled(label, text, seed=2)
+    np.testing.assert_array_equal(dealt == -1, label == -1)
+    by_text = dealt.reshape(50, 4)[:, :3]
+    assert (by_text == by_text[:, :1]).all()
+    assert (np.bincount(by_text[:, 0]) == 10).all()
+    assert (dealt != label).any()
+
+
 def test_shuffled_labels_explain_next_to_nothing():
     label = np.arange(4000) % 4
     of = made([(t, label[t]) for t in range(4000)], 4000)
@@ -131,7 +150,8 @@ def test_agreement():
     assert inspection.agreement(ours, theirs) == 0.5
     assert inspection.agreement(ours, ours) == 1.0
     dropped = made([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)], 3, lost=[0])
-    assert inspection.agreement(dropped, theirs) == 0.4  # (0, 1) and (1, 1) of five
+    assert inspection.agreement(dropped, theirs) == 0.5
+    assert inspection.agreement(dropped.served(), theirs) == 0.4  # (0, 1) and (1, 1) of five
     with pytest.raises(ValueError, match="of 3 and 6 tokens; allowed: the same"):
         inspection.agreement(ours, SIX)
 
@@ -151,26 +171,13 @@ def test_numbering_experts_anew_changes_no_measure(seed, experts):
     np.testing.assert_array_equal(one.count[:, np.argsort(order)], other.count)
 
 
-def test_router_entropy():
-    even, sure = np.log(4), 0.0
-    found = inspection.router_entropy(
-        {
-            "entropy": np.array([[2 * even, even], [sure, 3 * even / 2]]),
-            "tokens": np.array([[2, 1], [2, 1]]),
-            "probability": np.zeros((2, 2, 4)),
-        }
-    )
-    np.testing.assert_allclose(found, [1, 0.5])
-    assert inspection.router_entropy({"tokens": np.ones((2, 2))}) is None
-
-
 def test_similarity_of_experts():
     kernel = np.array([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]])
     bias = np.array([[0.0], [0.0], [1.0], [0.0]])
     root = 0.5**0.5
     found = inspection.similarity([kernel, bias])
-    np.testing.assert_allclose(found, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(found, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], rtol=1e-6)
     assert inspection.between(found) == pytest.approx(2 / 12)
     slanted = inspection.similarity([np.array([[1.0, 0.0], [1.0, 1.0]])])
-    np.testing.assert_allclose(slanted, [[1, root], [root, 1]])
+    np.testing.assert_allclose(slanted, [[1, root], [root, 1]], rtol=1e-6)
     assert inspection.between(np.ones((1, 1))) == 1.0
