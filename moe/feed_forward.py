@@ -13,6 +13,9 @@ stand in the same place. What the three extra values are:
 * `aux`: a dict of additive sums over tokens (expert counts, router z, ...), returned and never sown; `{}`
   where there is nothing to say. Encoders stack it over layers.
 
+A layer in which what a token gets depends on other tokens has a method `dependence(train)`, see
+`moe.leakage`; one without it treats each token alone.
+
 Variables that no gradient trains (a router's bias) are in collections of their own, which the Task carries.
 
 Random numbers come from linen's streams: `self.make_rng("dropout")` for dropout, `self.make_rng("router")`

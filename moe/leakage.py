@@ -54,7 +54,7 @@ class DependenceError(ValueError):
 
 def stated(part: Any, train: bool) -> Dependence:
     """Returns what a router or dispatcher says of itself, or `UNKNOWN` where it says nothing."""
-    return part.dependence(train) if hasattr(part, "dependence") else UNKNOWN
+    return part.dependence(train) if _states(part) else UNKNOWN
 
 
 def in_groups(found: Dependence, group_rows: int | None) -> Dependence:
@@ -107,14 +107,20 @@ def refuse_later(module: nn.Module, *, train: bool) -> None:
 
 def describe(layer: nn.Module) -> str:
     """Returns the kind of a layer and those of its parts that matter here."""
+    fields = [field.name for field in dataclasses.fields(layer)]
     parts = []
     for name in ("router", "dispatcher"):
-        if hasattr(layer, name):
+        if name in fields:
             part = getattr(layer, name)
             parts.append(f"{name} {type(part).__name__}{_capacity(part)}")
-    if hasattr(layer, "group_rows"):
+    if "group_rows" in fields:
         parts.append(f"group_rows {layer.group_rows}")
     return f"{type(layer).__name__}: {', '.join(parts)}" if parts else type(layer).__name__
+
+
+def _states(part: Any) -> bool:
+    """Of its class: a bound module that is asked for what it lacks sets itself up first."""
+    return hasattr(type(part), "dependence")
 
 
 def _capacity(part: Any) -> str:
@@ -125,7 +131,7 @@ def _capacity(part: Any) -> str:
 def _layers(value: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
     """Yields the outermost modules with facts, those that stand in two places once for each."""
     if isinstance(value, nn.Module):
-        if hasattr(value, "dependence"):
+        if _states(value):
             yield path or type(value).__name__, value
             return
         parts = {

@@ -71,7 +71,7 @@ class Mixture(nn.Module):
         valid_GR = jnp.take_along_axis(tokens.valid, routing.token, axis=1)
         routing = routing.replace(keep=routing.keep & valid_GR)
         plan = self.dispatcher.plan(routing, train=context.train)
-        if self.is_mutable_collection(RECORDED):
+        if self.is_mutable_collection(RECORDED) and not self.is_initializing():
             self.put_variable(RECORDED, "choice", Choice(routing.token, routing.expert, plan.keep))
         rows = self.experts(plan.dispatch(x_GSD), train=context.train)
         y_BLD = plan.combine(rows).reshape(x_BLD.shape)

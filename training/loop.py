@@ -206,8 +206,8 @@ class _Run:
         )
         if self._schedule.microbatches > 1:
             self._log.say(
-                f"each batch is computed as {self._schedule.microbatches} microbatches: in-batch negatives "
-                "come from a query's own microbatch only, so there are fewer of them"
+                f"each batch is computed as {self._schedule.microbatches} microbatches: what a loss compares "
+                "within a batch, such as in-batch negatives, it compares within a microbatch only"
             )
 
     def steps(

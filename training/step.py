@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from training.activations import constrained
 from training.mesh import Rule, batch_sharding
-from training.task import Batch, GradientStep, Metrics, Task, TrainState
+from training.task import Batch, GradientStep, Metrics, Others, Task, TrainState
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
@@ -42,7 +42,8 @@ def make_step(
       optimizer: an optax transformation.
       microbatches: M; the batch is cut into M runs of B / M rows, one after the other, and their losses,
         metrics and gradients are averaged. What a loss compares within a batch, such as in-batch
-        negatives, it compares within a microbatch only.
+        negatives, it compares within a microbatch only, unless the Task asks for more, see
+        training.task.Task.accumulation.
       average_decay: of the moving average of the parameters, average <- decay average +
         (1 - decay) params, from the initial ones (Polyak and Juditsky, 1992, "Acceleration of Stochastic
         Approximation by Averaging"); 0 for none.
@@ -72,9 +73,11 @@ def make_step(
 def _gradient_step(
     task: Task, optimizer: optax.GradientTransformation, microbatches: int, mesh: Mesh | None
 ) -> GradientStep:
-    def differentiate(params, task_state, batch, rng):
+    def differentiate(params, task_state, batch, rng, others=None):
+        told = {} if others is None else {"others": others}
+
         def loss_of(params):
-            return task.loss(params, task_state, batch, rng, train=True)
+            return task.loss(params, task_state, batch, rng, train=True, **told)
 
         (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         metrics = dict(metrics)
@@ -88,14 +91,25 @@ def _gradient_step(
         first = {name: array[0] for name, array in parts.items()}
         shapes = jax.eval_shape(differentiate, params, task_state, first, rng)
         totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1:])
+        numbered = (jnp.arange(microbatches), parts)
+        told = getattr(task, "accumulation", None)
+        surveyed = None
+        if told == "two_pass":
+
+            def look(part):
+                number, batch = part
+                return task.survey(params, task_state, batch, jax.random.fold_in(rng, number))
+
+            surveyed = jax.lax.map(look, numbered)
 
         def one(carry, part):
             task_state, totals = carry
             number, batch = part
-            task_state, *new = differentiate(params, task_state, batch, jax.random.fold_in(rng, number))
+            others = Others(number, totals[2], surveyed) if told in ("running", "two_pass") else None
+            key = jax.random.fold_in(rng, number)
+            task_state, *new = differentiate(params, task_state, batch, key, others)
             return (task_state, jax.tree.map(jnp.add, totals, tuple(new))), None
 
-        numbered = (jnp.arange(microbatches), parts)
         (task_state, (grads, metrics, sums)), _ = jax.lax.scan(one, (task_state, totals), numbered)
         mean = lambda tree: jax.tree.map(lambda x: x / microbatches, tree)
         return task_state, mean(grads), mean(metrics), sums

@@ -35,17 +35,36 @@ class TrainState:
         return self.params if self.average is None else self.average
 
 
+@struct.dataclass
+class Others:
+    """What the loss of a microbatch is told of the other ones of its step.
+
+    Attributes:
+      number: int32 [], which of the microbatches it is.
+      before: what those before it put under "sums" of their metrics, added up; zeros for the first.
+      all: what `survey` gave for each, stacked [M, ...], its own included; None for a Task that surveys
+        nothing.
+    """
+
+    number: jax.Array
+    before: Any
+    all: Any = None
+
+
 GradientStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 class Task(Protocol):
     """A model with its loss. A Task holds modules and settings; arrays are passed in and out.
 
-    `state` is what changes without a gradient; {} for a Task that has none. Two more methods are
-    optional:
+    `state` is what changes without a gradient; {} for a Task that has none. More methods are optional:
 
     * `update_state(state, sums) -> state`, called once per optimizer step, however many microbatches it
       has. The loss then puts additive sums under "sums" of its metrics; those of the microbatches are added.
+    * `accumulation`, a property, for a loss that is of the whole batch where it is computed in microbatches:
+      with "running" or "two_pass", `loss` is called with `others=Others(...)` if there are several of them;
+      anything else, or none, leaves each microbatch alone. With "two_pass", `survey(params, state, batch,
+      rng) -> pytree` is called before, once for each microbatch and with the key that its loss is given.
     * `update(train_state, batch, rng, gradient_step) -> (train_state, metrics)`, in place of the plain
       step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the
       batch before it, or to take several. The loop counts one step, and needs the metrics of at least one

@@ -303,7 +303,7 @@ def test_times_are_logged_apart_from_what_is_computed(tmp_path):
 
 def test_microbatches_are_announced_and_must_fit(tmp_path, capsys):
     run(tmp_path / "fits", total=1, schedule={"microbatches": 2})
-    assert "in-batch negatives come from a query's own microbatch only" in capsys.readouterr().err
+    assert "such as in-batch negatives, it compares within a microbatch only" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"16 rows, which 8 parts .* times 4 microbatches do not"):
         run(tmp_path / "not", schedule={"microbatches": 4})
 

@@ -53,6 +53,44 @@ def test_microbatches_average_to_the_whole_batch():
     assert one.state == four.state == {"rows": 16.0, "calls": 1}  # update_state once, on the sum
 
 
+@dataclasses.dataclass(frozen=True)
+class Told(Regression):
+    """Logs what it is told of the other microbatches."""
+
+    accumulation: str | None = None
+
+    def survey(self, params, state, batch, rng):
+        return {"first": batch["x"][0, 0], "rng": jax.random.uniform(rng)}
+
+    def loss(self, params, state, batch, rng, *, train, others=None):
+        error, (state, metrics) = super().loss(params, state, batch, rng, train=train)
+        told = {"told": float(others is not None), "number": 0.0, "before": 0.0, "of_all": 0.0, "same": 1.0}
+        if others is not None:
+            told |= {"number": others.number, "before": others.before["rows"]}
+        if others is not None and others.all is not None:
+            own = jax.tree.map(lambda x: x[others.number], others.all)
+            same = jax.tree.map(jnp.array_equal, own, self.survey(params, state, batch, rng))
+            told |= {"of_all": others.all["first"].sum(), "same": same["first"] & same["rng"]}
+        return error, (state, {**metrics, **told})
+
+
+@pytest.mark.parametrize("accumulation", [None, "alone", "running", "two_pass"])
+def test_a_loss_is_told_of_other_microbatches_if_it_asks(accumulation):
+    task, optimizer = Told(accumulation), optax.sgd(0.1)
+    run = lambda microbatches: jax.jit(make_step(task, optimizer, microbatches=microbatches))(
+        start(optimizer, task), batch(), jax.random.key(1)
+    )
+    assert run(1)[1]["told"] == 0
+    new, metrics = run(4)
+    asks = accumulation in ("running", "two_pass")
+    # Metrics are means over microbatches 0 to 3 of four rows each.
+    assert (metrics["told"], metrics["number"], metrics["before"]) == ((1, 1.5, 6) if asks else (0, 0, 0))
+    of_all = batch()["x"][::4, 0].sum() if accumulation == "two_pass" else 0.0
+    assert metrics["of_all"] == pytest.approx(of_all, rel=1e-5)
+    assert metrics["same"] == 1
+    assert new.state["rows"] == 16
+
+
 def test_microbatches_on_eight_devices_equal_those_on_one():
     optimizer = optax.adam(0.1)
     found = []
