@@ -8,6 +8,8 @@ Dimensions: Y layers, B batch, H heads, M slots, S length of the encoder's outpu
 positions.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -140,6 +142,16 @@ def admit(cache: Cache, context: Context) -> tuple[Cache, Context]:
         segments=None if context.segments is None else held.segments[0],
     )
     return held, slots
+
+
+def by_block(tree: Any, layers: int | None) -> Any:
+    """Cuts the layers on axis 0 into blocks of `layers`, [Y / n, n, ...]; None leaves them."""
+    return tree if layers is None else jax.tree.map(lambda x: x.reshape(-1, layers, *x.shape[1:]), tree)
+
+
+def by_layer(tree: Any, layers: int | None) -> Any:
+    """The opposite of `by_block`."""
+    return tree if layers is None else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def reorder(cache: Cache, rows: jax.Array) -> Cache:

@@ -5,7 +5,9 @@
     cache = decoder.apply(params, 8, 32, encoded, method="start")  # 8 texts of at most 32 tokens
     decoded, cache = decoder.apply(params, new, cache, method="step")
 
-With a mask that looks only back, both give the same values. Like the encoder it is made of templates:
+With a mask that looks only back, both give the same values, unless an expert's capacity makes a token depend
+on those before it (`moe.leakage`): in `step`, new tokens compete among themselves alone. A layer in which a
+token depends on later ones is refused. Like the encoder it is made of templates:
 
     dict(
         name="backbones.decoder.TransformerDecoder",
@@ -39,6 +41,8 @@ from backbones.decoder_blocks import DecoderBlock, Memory
 from backbones.encoded import Encoded, read_batch
 from backbones.layers import scanned
 from backbones.masks import Mask, causal
+from backbones.periods import DecoderPeriod
+from moe import leakage
 from moe.feed_forward import Context
 from training.activations import named
 
@@ -68,8 +72,9 @@ class TransformerDecoder(nn.Module):
 
     Attributes:
       embed: `tokens [B, L] -> float [B, L, D]`. One instance given to an encoder as well is one table.
-      block: one layer, from `backbones.decoder_blocks`; with `cross_attention` it needs an encoder's output.
-      num_layers: how many.
+      block: one layer, from `backbones.decoder_blocks`, or several, `periods.DecoderPeriod`; with
+        `cross_attention` it needs an encoder's output.
+      num_layers: how many blocks.
       position: module `(x, context) -> x` after the embedding, such as `positions.LearnedPositions`; or None.
       norm: module after the last layer, its parameters under `final_norm`; None with post-norm blocks.
       output: module with `attend(x) -> logits`, such as another `TokenEmbedding`; None takes `embed`.
@@ -115,8 +120,9 @@ class TransformerDecoder(nn.Module):
         Raises:
           ValueError: num_layers or unroll is not positive, the arrays of the batch differ in shape, or
             `encoded` is missing or not wanted.
+          DependenceError: a token would depend on later ones.
         """
-        self._check(encoded)
+        self._check(encoded, train=train)
         context = read_batch(batch, train)
         visible = self.visible(context)
         bias = None if self.bias is None else self.bias(context.positions, context.positions)
@@ -133,21 +139,33 @@ class TransformerDecoder(nn.Module):
         (x_BLD, _), aux = loop(self.block, (x_BLD, self.block.initial_carry(x_BLD, context)), None)
         return self._decoded(x_BLD, context, aux)
 
-    def start(self, batch_size: int, max_length: int, encoded: Encoded | None = None) -> Cache:
+    def start(
+        self,
+        batch_size: int,
+        max_length: int,
+        encoded: Encoded | None = None,
+        *,
+        allow_batch_dependence: bool = False,
+    ) -> Cache:
         """An empty cache; keys and values of the encoder's output are computed here, once.
 
         Args:
           batch_size: B, that of `encoded` where it is given.
           max_length: M, how many tokens will be decoded at most.
           encoded: the encoder's output, for cross-attention.
+          allow_batch_dependence: whether what is decoded may depend on the other texts of the batch, see
+            `moe.leakage`.
 
         Returns:
           A cache for `step`. `cache.reorder` makes one row into several, as beam search needs.
 
         Raises:
           ValueError: a size is not positive or not that of `encoded`, or `encoded` is missing or not wanted.
+          DependenceError: a token would depend on later ones, or a text on others and it is not allowed.
         """
-        self._check(encoded)
+        self._check(encoded, train=False)
+        if not allow_batch_dependence:
+            leakage.refuse_batch(self, "decode with a cache", "allow_batch_dependence=True of `start`")
         source = mask = None
         if encoded is not None:
             mask, last_BSD = encoded.mask, encoded.last.astype(self.dtype)
@@ -155,11 +173,11 @@ class TransformerDecoder(nn.Module):
                 raise ValueError(f"batch_size is {batch_size}; allowed: that of encoded, {len(mask)}")
             read = scanned(lambda block, state, _: (state, block.read(last_BSD)), self.num_layers)
             _, source = read(self.block, (), None)
+            source = caches.by_layer(source, self._layers)
         width = self.embed(jnp.zeros((1, 0), jnp.int32)).shape[-1]
         heads = self.block.attention.heads
-        return caches.empty(
-            self.num_layers, batch_size, heads, max_length, width // heads, self.dtype, source, mask
-        )
+        layers = self.num_layers * (self._layers or 1)
+        return caches.empty(layers, batch_size, heads, max_length, width // heads, self.dtype, source, mask)
 
     def step(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Decoded, Cache]:
         """Decodes new tokens after those in the cache; without dropout.
@@ -197,14 +215,21 @@ class TransformerDecoder(nn.Module):
         loop = scanned(layer, self.num_layers, unroll=self.unroll)
         x_BLD = self._embed(context)
         state = (x_BLD, self.block.initial_carry(x_BLD, context))
-        (x_BLD, _), (aux, own) = loop(self.block, state, (cache.own, cache.source))
+        kept = caches.by_block((cache.own, cache.source), self._layers)
+        (x_BLD, _), (aux, own) = loop(self.block, state, kept)
         x_BLD = jnp.where(held.overflown, jnp.nan, x_BLD)
-        return self._decoded(x_BLD, context, aux), held.replace(own=own)
+        return self._decoded(x_BLD, context, aux), held.replace(own=caches.by_layer(own, self._layers))
 
-    def _check(self, encoded: Encoded | None) -> None:
-        if not isinstance(self.block, DecoderBlock):
+    @property
+    def _layers(self) -> int | None:
+        """The layers of a block with an axis for them, or None."""
+        return self.block.every if isinstance(self.block, DecoderPeriod) else None
+
+    def _check(self, encoded: Encoded | None, *, train: bool) -> None:
+        if not isinstance(self.block, (DecoderBlock, DecoderPeriod)):
             raise ValueError(
-                f"block is {type(self.block).__name__}; allowed: one of backbones.decoder_blocks"
+                f"block is {type(self.block).__name__}; allowed: one of backbones.decoder_blocks, or "
+                "backbones.periods.DecoderPeriod"
             )
         wanted = self.block.cross_attention is not None
         if wanted != (encoded is not None):
@@ -212,6 +237,7 @@ class TransformerDecoder(nn.Module):
                 f"encoded is {'missing' if wanted else 'given'}; allowed: an encoder's output if and only if "
                 "the block has cross_attention"
             )
+        leakage.refuse_later(self, train=train)
 
     def _embed(self, context: Context) -> jax.Array:
         x_BLD = self.embed(context.tokens).astype(self.dtype)

@@ -48,8 +48,9 @@ class TransformerEncoder(nn.Module):
     Attributes:
       embed: `tokens [B, L] -> float [B, L, D]`. One instance given to two encoders of one model
         is one table.
-      block: one layer, `(x, context, carry, *, visible, bias) -> (x, carry, aux)`; see `backbones.blocks`.
-      num_layers: how many.
+      block: one layer, `(x, context, carry, *, visible, bias) -> (x, carry, aux)`; see `backbones.blocks`; or
+        several, `periods.Period`.
+      num_layers: how many blocks.
       position: module `(x, context) -> x` after the embedding, such as `positions.LearnedPositions`; or None.
       norm: module after the last layer, its parameters under `final_norm`; None with post-norm blocks.
       visible: `context -> bool`, broadcastable to [B, H, L, M] with four axes: who sees whom; see

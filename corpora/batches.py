@@ -76,7 +76,11 @@ class Order:
         if self._window:
             window, number = divmod(step, self._window)
             return self._batches(window, batch_size)[number]
-        return np.concatenate(self._parts(step * batch_size, (step + 1) * batch_size))
+        return self.between(step * batch_size, (step + 1) * batch_size)
+
+    def between(self, start: int, end: int) -> np.ndarray:
+        """Returns the examples at positions start ... end - 1 of the shuffled order, whatever the window."""
+        return np.concatenate(self._parts(start, end))
 
     def _parts(self, start: int, end: int) -> list[np.ndarray]:
         """The examples at positions start ... end - 1 of the shuffled order, those of each epoch apart."""

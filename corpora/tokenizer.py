@@ -17,6 +17,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from corpora.tables import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZER_FILE = "tokenizer.json"  # of a run directory
 _INSIDE = "##"  # how a subword inside a word begins
 _ALPHABET_SIZE = 500
 _IDENTIFIER_BOUNDARY = (
@@ -60,6 +61,10 @@ class Tokenizer:
         """Returns the subwords of a text, to look at."""
         self._backend.no_truncation()
         return self._backend.encode(text, add_special_tokens=False).tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, without special tokens; blanks and capitals may not be as they were."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`."""

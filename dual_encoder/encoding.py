@@ -6,6 +6,7 @@ each gets all vectors.
 Letters: N texts, B batch, L length, D width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from corpora import lengths
 from corpora.tokens import TokenTable
-from dual_encoder.task import SMALLEST_BATCH, Contrastive
+from dual_encoder.task import Contrastive, group_rows, smallest_batch
 from dual_encoder.towers import DualEncoder
 from training import mesh as meshes
 from training.activations import constrained
@@ -29,12 +30,13 @@ _POSITIONS_CPU, _POSITIONS = 1_024, 32_768
 
 
 class Encoder:
-    """Encodes token tables; it compiles once a side and length and takes the parameters at each call.
+    """Encodes token tables; it compiles once a side and length and takes the model's variables at each call:
+    `{"params": ...}`, and what else a Task's `variables` gives.
 
     Args:
       model: the dual encoder.
-      batch_size: texts at a time, at most; rounded up so that the mesh divides them. A Transformer takes
-        fewer of long texts, by the kind of device.
+      batch_size: texts at a time, at most; rounded up so that the mesh and the groups of sparse layers divide
+        them. A Transformer takes fewer of long texts, by the kind of device.
       mesh: devices that share a batch; by default those of this process.
       activations: where named activations lie on the mesh, see training.mesh.Layout; a rule may match none.
 
@@ -57,13 +59,14 @@ class Encoder:
         self._batch_size = batch_size
         self.computed = self.tokens = 0
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
-        self._parts = meshes.batch_parts(self._mesh)
-        self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * self._parts
+        parts = meshes.batch_parts(self._mesh)
+        self._multiple = math.lcm(parts, group_rows(model))
+        self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * parts
         self._query = _Side(model, model.query, model.encode_query, self._mesh, activations)
         self._document = _Side(model, model.document, model.encode_document, self._mesh, activations)
 
-    def place(self, params: Any) -> Any:
-        """Copies parameters to the devices once, rather than at every call.
+    def place(self, variables: Any) -> Any:
+        """Copies variables to the devices once, rather than at every call.
 
         Those that are on the mesh already stay as they are, whole on each device or in parts.
         """
@@ -72,22 +75,22 @@ class Encoder:
             on_mesh = isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == self._mesh
             return leaf if on_mesh else meshes.replicate(leaf, self._mesh)
 
-        return jax.tree.map(placed, params)
+        return jax.tree.map(placed, variables)
 
     def queries(
         self,
-        params: Any,
+        variables: Any,
         table: TokenTable,
         max_length: int,
         *,
         report: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Returns float32 [N, D], in the table's order; `report` as in `documents`."""
-        return self._encode(self._query, params, table, max_length, title="", report=report)
+        return self._encode(self._query, variables, table, max_length, title="", report=report)
 
     def documents(
         self,
-        params: Any,
+        variables: Any,
         table: TokenTable,
         max_length: int,
         *,
@@ -98,12 +101,12 @@ class Encoder:
 
         `title` names the work where progress is shown; `report` is told after each batch how many are done.
         """
-        return self._encode(self._document, params, table, max_length, title=title, report=report)
+        return self._encode(self._document, variables, table, max_length, title=title, report=report)
 
     def _encode(
         self,
         side: "_Side",
-        params: Any,
+        variables: Any,
         table: TokenTable,
         max_length: int,
         *,
@@ -123,7 +126,7 @@ class Encoder:
             padded_B = np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1)
             held = meshes.held_rows(size, self._mesh)
             batch = meshes.shard_batch(table.rectangle(padded_B[held], length), self._mesh, whole=False)
-            encoded_BD = np.asarray(side.encode(params, batch))
+            encoded_BD = np.asarray(side.encode(variables, batch))
             if vectors_ND is None:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
             vectors_ND[rows_B] = encoded_BD[: len(rows_B)]
@@ -141,7 +144,7 @@ class Encoder:
     def _rows(self, length: int, *, by_position: bool) -> int:
         """How many texts of a compiled length are encoded at a time."""
         rows = min(self._batch_size, self._positions // length) if by_position else self._batch_size
-        return -(-max(rows, 1) // self._parts) * self._parts
+        return -(-max(rows, 1) // self._multiple) * self._multiple
 
 
 class _Side:
@@ -151,7 +154,7 @@ class _Side:
         self, model: DualEncoder, tower: Any, method: Callable, mesh: Mesh, rules: Sequence[meshes.Rule]
     ):
         apply = constrained(
-            lambda params, batch: model.apply({"params": params}, batch, method=method),
+            lambda variables, batch: model.apply(variables, batch, method=method),
             mesh,
             rules,
             all_used=False,
@@ -161,13 +164,13 @@ class _Side:
         self.by_position = hasattr(getattr(tower, "encoder", None), "num_layers")
 
 
-def best_params(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
-    """Returns (step, the model's parameters as NumPy arrays) of a run's best checkpoint.
+def best_variables(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
+    """Returns (step, the model's variables as NumPy arrays) of a run's best checkpoint.
 
     Raises:
       CheckpointError: there is none, or it does not fit the model.
     """
-    params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), SMALLEST_BATCH))
+    params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), smallest_batch(task.model)))
     params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
-    step, params, _ = read_best(Path(run_dir) / "checkpoints", params, state)
-    return step, jax.device_get(params["model"])
+    step, params, state = read_best(Path(run_dir) / "checkpoints", params, state)
+    return step, jax.device_get(task.variables(params, state))

@@ -65,19 +65,28 @@ class Retriever:
         self._bm25, self._weight = bm25, weight
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "Retriever":
+    def load(cls, run_dir: str | Path, *, allow_batch_dependence: bool = False) -> "Retriever":
         """Opens a trained and evaluated run.
+
+        `allow_batch_dependence` is that of `Trained.load`.
 
         Raises:
           DataError: the run has no index, or its collection is no longer as it was indexed.
           CheckpointError: the run has no checkpoint.
+          DependenceError: its vectors depend on the batch, and it is not allowed.
         """
         run_dir, folder = Path(run_dir), Path(run_dir) / "index"
         if not (folder / _MANIFEST).is_file() or not (folder / _VECTORS).is_dir():
             raise DataError(f"{run_dir} has no index; run python -m experiments.evaluate --workdir={run_dir}")
         manifest = json.loads((folder / _MANIFEST).read_text())
         config = json.loads((run_dir / "config.json").read_text())
-        trained = Trained.load(run_dir, config, batch_size=1, devices=jax.local_devices()[:1])
+        trained = Trained.load(
+            run_dir,
+            config,
+            batch_size=1,
+            devices=jax.local_devices()[:1],
+            allow_batch_dependence=allow_batch_dependence,
+        )
         differing = vectors.differences(folder / _VECTORS, trained.identity())
         if differing:
             raise DataError(

@@ -6,20 +6,25 @@ chunks of R rows.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import DenyList
 
 from dual_encoder import objectives
-from dual_encoder.towers import DualEncoder
+from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
+from moe import leakage
+from moe.auxiliary import Auxiliary
+from moe.mixture import RECORDED
 from training import mesh as meshes
-from training.task import Batch, Metrics
+from training.task import Batch, Metrics, Others
 
 _FIELDS = ("tokens", "mask", "segments")
-# What parameters can be shaped from: they depend on no batch size or length.
+# Of a dense model; see `smallest_batch`.
 SMALLEST_BATCH = {
     **{f"query_{name}": np.zeros((1, 1), np.int32) for name in _FIELDS},
     **{f"document_{name}": np.zeros((1, 1, 1), np.int32) for name in _FIELDS},
@@ -28,12 +33,24 @@ SMALLEST_BATCH = {
 }
 
 
+def group_rows(model: Any) -> int:
+    """Returns what the rows of a batch must be a multiple of: those that the groups of sparse layers have."""
+    layers = [layer for layer, _ in leakage.of(model).values()]
+    return math.lcm(*(getattr(layer, "group_rows", None) or 1 for layer in layers))
+
+
+def smallest_batch(model: Any) -> dict[str, np.ndarray]:
+    """Returns a batch that parameters can be shaped from: they depend on no batch size or length."""
+    return {name: np.repeat(x, group_rows(model), axis=0) for name, x in SMALLEST_BATCH.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
     """Pulls a query to its relevant document, away from the others of the batch.
 
-    Parameters are `{"model": ...}`, and `log_temperature` [] where the temperature is learned; the Task
-    has no other state.
+    Parameters are `{"model": ...}`, and `log_temperature` [] where the temperature is learned. The state has
+    every other collection of the model's variables, such as the balancing bias of routers; `{}` for a dense
+    model.
 
     Attributes:
       model: the dual encoder.
@@ -51,7 +68,12 @@ class Contrastive:
         loss is that of the whole batch, and from its gradient with respect to the vectors each chunk is
         encoded once more, with the same random key, to get that of the parameters. The encoder's memory is
         that of one chunk, for a third more computation. So every document of the batch is still a negative
-        of every query; with `microbatches` of the schedule, only those of its microbatch are.
+        of every query; with `microbatches` of the schedule, only those of its microbatch are. What sparse
+        layers are balanced over is all of the batch too; a group of all rows (`group_rows` of a mixture) has
+        those of a chunk.
+      auxiliary: what the sums of sparse layers come to, with a domain for each side (towers.QUERY,
+        towers.DOCUMENT); None for a dense model. A tied tower is balanced over queries and documents
+        together, the rows of an example side by side.
 
     Raises:
       ValueError: a temperature that is not positive, chunks below 1, a measure that is no function or has
@@ -65,6 +87,7 @@ class Contrastive:
     min_temperature: float = 0.01
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     chunks: int = 1
+    auxiliary: Auxiliary | None = None
     in_blocks: bool = dataclasses.field(init=False)  # the objective takes `candidates`, not `where`
 
     def __post_init__(self):
@@ -91,20 +114,36 @@ class Contrastive:
             raise ValueError(f"chunks is {self.chunks!r}; allowed: an integer of at least 1")
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        params = self.model.init(rng, queries(batch), documents(batch))["params"]
-        if not self.learn_temperature:
-            return {"model": params}, {}
-        return {"model": params, "log_temperature": jnp.log(self.temperature - self.min_temperature)}, {}
+        # Were routing recorded here, the documents of a tied tower would replay that of the queries.
+        made = DenyList((RECORDED, "intermediates"))
+        variables = self.model.init(rng, queries(batch), documents(batch), mutable=made)
+        params = {"model": variables["params"]}
+        state = {name: held for name, held in variables.items() if name != "params"}
+        if self.learn_temperature:
+            params["log_temperature"] = jnp.log(self.temperature - self.min_temperature)
+        return params, state
+
+    def variables(self, params: Any, state: Any) -> dict[str, Any]:
+        """Returns what the model is applied with."""
+        return {"params": params["model"], **state}
 
     def loss(
-        self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool
+        self,
+        params: Any,
+        state: Any,
+        batch: Batch,
+        rng: jax.Array,
+        *,
+        train: bool,
+        others: Others | None = None,
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         """Expects the arrays of `corpora.batches.contrastive`.
 
         Raises:
-          ValueError: the chunks do not divide the batch, or not into rows for every device.
+          ValueError: the chunks do not divide the batch, or not into rows for every device; the model has
+            sparse layers and the Task no `auxiliary`, or the other way round.
         """
-        query_BD, document_ND = self._encode(params["model"], batch, rng, train=train)
+        query_BD, document_ND, sums = self._encode(self.variables(params, state), batch, rng, train=train)
         labels_B = jnp.arange(query_BD.shape[0]) * batch["document_rows"].shape[1]
         candidates = objectives.Candidates(batch["positives"], batch["document_rows"].reshape(-1))
         counted = {"candidates": candidates} if self.in_blocks else {"where": candidates.where(labels_B)}
@@ -113,20 +152,48 @@ class Contrastive:
             query_BD, document_ND, labels=labels_B, temperature=temperature, **counted
         )
         measured = self._measure(query_BD, document_ND, labels_B, **counted) if self.measures else {}
-        return loss, (state, {**metrics, **measured, "temperature": temperature})
+        metrics = {**metrics, **measured, "temperature": temperature}
+        if bool(sums) != (self.auxiliary is not None):
+            raise ValueError(
+                "auxiliary is None, but layers of the model give sums; allowed: moe.auxiliary.Auxiliary"
+                if sums
+                else "auxiliary is given, but no layer of the model gives sums; allowed: None"
+            )
+        if self.auxiliary is not None:
+            added, more = self.auxiliary.loss(sums, others)
+            metrics = {**metrics, **more, "contrastive": loss}
+            loss = loss + added
+        return loss, (state, metrics)
+
+    @property
+    def accumulation(self) -> str | None:
+        """See `training.task.Task`."""
+        return None if self.auxiliary is None else self.auxiliary.accumulation
+
+    def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
+        """Returns the sums that `loss` comes to from the same arguments in training."""
+        return self._encode(self.variables(params, state), batch, rng, train=True)[2]
+
+    def update_state(self, state: Any, sums: Any) -> Any:
+        """Returns the state after an optimizer step, from the sums of its microbatches."""
+        return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
 
     def _encode(
-        self, params: Any, batch: Batch, rng: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the vectors of queries [B, D] and documents [N, D]."""
+        self, variables: Any, batch: Batch, rng: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array, dict[str, dict[str, jax.Array]]]:
+        """Returns the vectors of queries [B, D] and documents [N, D], and the sums of sparse layers by the
+        place of their tower."""
+        listed = batch["document_rows"].shape[1]
 
         def encode(batch, rng):
+            rngs = {"dropout": rng, "router": jax.random.fold_in(rng, 1)}
             return self.model.apply(
-                {"params": params}, queries(batch), documents(batch), train=train, rngs={"dropout": rng}
+                variables, queries(batch), documents(batch), train=train, rngs=rngs, method="with_sums"
             )
 
         if self.chunks == 1:
-            return encode(batch, rng)
+            query_BD, document_ND, *sums = encode(batch, rng)
+            return query_BD, document_ND, self._by_place(*sums)
 
         arrays = {f"{side}_{name}" for side in ("query", "document") for name in _FIELDS}
         chunk_of = chunked({name: batch[name] for name in sorted(arrays)}, self.chunks)
@@ -136,8 +203,22 @@ class Contrastive:
 
         # In a loop the compiler merges nothing, and the barrier against that costs time.
         checkpointed = jax.checkpoint(encode_chunk, prevent_cse=False)
-        query_MRD, document_MRD = jax.lax.map(checkpointed, jnp.arange(self.chunks))
-        return in_order(query_MRD, 1), in_order(document_MRD, batch["document_rows"].shape[1])
+        query_MRD, document_MRD, *sums = jax.lax.map(checkpointed, jnp.arange(self.chunks))
+        of_layers = lambda group: jax.vmap(lambda x_MR: in_order(x_MR, group), in_axes=1)
+        sums = [jax.tree.map(of_layers(n), side) for n, side in zip((1, listed), sums, strict=True)]
+        return in_order(query_MRD, 1), in_order(document_MRD, listed), self._by_place(*sums)
+
+    def _by_place(self, query: Mapping, document: Mapping) -> dict[str, dict[str, jax.Array]]:
+        """The sums of either side, [Y, B, ...] and [Y, N, ...], with domains, by the tower's place."""
+        sides = {"query": (query, QUERY), "document": (document, DOCUMENT)}
+        found = {
+            place: {**sums, "domains": jnp.full(sums["tokens"].shape[1], side, jnp.int32)}
+            for place, (sums, side) in sides.items()
+            if sums
+        }
+        if self.model.query is not self.model.document or not found:
+            return found
+        return {"query": {name: _joined(x, found["document"][name]) for name, x in found["query"].items()}}
 
     def current_temperature(self, params: Any) -> jax.Array:
         if not self.learn_temperature:
@@ -191,7 +272,17 @@ def chunked(batch: Batch, chunks: int) -> Callable[[jax.Array], dict[str, jax.Ar
     return chunk
 
 
-def in_order(x_MRD: jax.Array, group: int) -> jax.Array:
-    """Returns the vectors [M R, D] of chunks in the order of the batch; `group` is the rows of one query."""
-    chunks, rows, width = x_MRD.shape
-    return x_MRD.reshape(chunks, rows // group, group, width).swapaxes(0, 1).reshape(-1, width)
+def in_order(x_MR: jax.Array, group: int) -> jax.Array:
+    """Returns the rows [M, R, ...] of chunks as [M R, ...] in the order of the batch; `group` is the rows of
+    one query."""
+    chunks, rows, *rest = x_MR.shape
+    return x_MR.reshape(chunks, rows // group, group, *rest).swapaxes(0, 1).reshape(-1, *rest)
+
+
+def _joined(query: jax.Array, document: jax.Array) -> jax.Array:
+    """Sums of queries and documents, each query before its documents: [Y, B, ...] and [Y, N, ...] make
+    [Y, B + N, ...]; domains have no Y."""
+    rows = 0 if query.ndim == 1 else 1
+    cut = lambda x: x.reshape(*x.shape[:rows], query.shape[rows], -1, *x.shape[rows + 1 :])
+    both = jnp.concatenate([cut(query), cut(document)], axis=rows + 1)
+    return both.reshape(*both.shape[:rows], -1, *both.shape[rows + 2 :])

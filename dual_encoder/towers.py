@@ -12,6 +12,8 @@ from flax import linen as nn
 from backbones.encoded import Encoded
 from training.activations import named
 
+QUERY, DOCUMENT = 0, 1  # domains
+
 
 class Tower(nn.Module):
     """Encoder, pooler and head.
@@ -32,22 +34,33 @@ class Tower(nn.Module):
         """Returns float32 [B, D] for a batch of `tokens`, `mask` and `segments` [B, L].
 
         Raises:
-          ValueError: the encoder's feed-forward layers return sums, which would be lost here.
+          ValueError: in training, the encoder's feed-forward layers return sums, which would be lost here.
         """
-        encoded = self.encoder(batch, train=train)
-        if encoded.aux:
+        vectors_BD, sums = self.with_sums(batch, train=train)
+        if train and sums:
             raise ValueError(
-                f"the encoder returns sums ({', '.join(encoded.aux)}) that a tower has no loss for"
+                f"the encoder returns sums ({', '.join(sums)}) that a loss must see; call with_sums"
             )
+        return vectors_BD
+
+    def with_sums(
+        self, batch: Mapping[str, jax.Array], *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns vectors as above, and the sums of the encoder's sparse layers, [Y, B, ...] each; `{}` where
+        it is dense. See `moe.sums`."""
+        encoded = self.encoder(batch, train=train)
         x_BD = self.pooler(encoded)
         if self.head is not None:
             x_BD = self.head(x_BD)
         x_BD = x_BD.astype(jnp.float32)
-        return named(l2_normalize(x_BD) if self.normalize else x_BD, "vectors")
+        return named(l2_normalize(x_BD) if self.normalize else x_BD, "vectors"), encoded.aux
 
 
 class DualEncoder(nn.Module):
     """Two towers into one space; make it with `tied`, `separate` or `shared_embedding`.
+
+    The domain of a text (see `moe.feed_forward.Context`) is its side: `QUERY` or `DOCUMENT`. So a router of
+    a tied tower may send the two to experts of their own, as LIMoE's may with images and texts.
 
     Attributes:
       query: tower of queries.
@@ -59,13 +72,24 @@ class DualEncoder(nn.Module):
 
     def __call__(self, queries, documents, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Returns (query vectors [B, D], document vectors [N, D])."""
-        return self.query(queries, train=train), self.document(documents, train=train)
+        return self.encode_query(queries, train=train), self.encode_document(documents, train=train)
+
+    def with_sums(self, queries, documents, *, train: bool = False):
+        """Returns query vectors [B, D], document vectors [N, D], and the sums of either tower's sparse
+        layers, `{}` where it is dense."""
+        query_BD, query_sums = self.query.with_sums(_of_side(queries, QUERY), train=train)
+        document_ND, document_sums = self.document.with_sums(_of_side(documents, DOCUMENT), train=train)
+        return query_BD, document_ND, query_sums, document_sums
 
     def encode_query(self, batch, *, train: bool = False) -> jax.Array:
-        return self.query(batch, train=train)
+        return self.query(_of_side(batch, QUERY), train=train)
 
     def encode_document(self, batch, *, train: bool = False) -> jax.Array:
-        return self.document(batch, train=train)
+        return self.document(_of_side(batch, DOCUMENT), train=train)
+
+
+def _of_side(batch: Mapping[str, jax.Array], side: int) -> dict[str, jax.Array]:
+    return {**batch, "domains": jnp.full(len(batch["tokens"]), side, jnp.int32)}
 
 
 def tied(tower: nn.Module) -> DualEncoder:

@@ -15,22 +15,21 @@ import numpy as np
 
 from corpora import tokenizer as tokenizers
 from corpora.tables import Document
-from corpora.tokenizer import Tokenizer
+from corpora.tokenizer import TOKENIZER_FILE, Tokenizer
 from corpora.tokens import TextSettings
 from dual_encoder import task as tasks
-from dual_encoder.encoding import Encoder, best_params
+from dual_encoder.encoding import Encoder, best_variables
+from moe import leakage
 from training import files
 from training.build import build, fill
 from training.mesh import data_mesh
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """Attributes:
     step: of the checkpoint.
-    params: of the model, on the encoder's devices.
+    variables: of the model, on the encoder's devices: "params", and what else its layers have.
     width: D of its vectors.
     encoder: the model.
     tokenizer: the run's, read from `tokenizer_file`.
@@ -38,7 +37,7 @@ class Trained:
     """
 
     step: int
-    params: Any
+    variables: Any
     width: int
     encoder: Encoder
     tokenizer: Tokenizer
@@ -53,6 +52,7 @@ class Trained:
         *,
         batch_size: int = 256,
         devices: list[jax.Device] | None = None,
+        allow_batch_dependence: bool = False,
     ) -> "Trained":
         """Opens a run's best checkpoint.
 
@@ -61,12 +61,17 @@ class Trained:
           config: of the run.
           batch_size: texts encoded at a time.
           devices: to encode on; by default all of this process.
+          allow_batch_dependence: whether a text's vector may depend on those that are encoded with it, see
+            `moe.leakage`.
 
         Raises:
           CheckpointError: the run has no checkpoint.
           SpecError: the config names what is not there.
+          DependenceError: vectors depend on the batch, and it is not allowed.
         """
         task = build(config["task"], "config.task")
+        if not allow_batch_dependence:
+            leakage.refuse_batch(task.model, "encode", "allow_batch_dependence (--allow_batch_dependence)")
         text = fill(TextSettings, config["text"], "config.text")
         mesh = data_mesh(jax.local_devices() if devices is None else devices)
         encoder = Encoder(task.model, batch_size=batch_size, mesh=mesh)
@@ -83,12 +88,12 @@ class Trained:
         text: TextSettings,
     ) -> "Trained":
         """Opens a run's best checkpoint where the rest of the run is open already."""
-        step, params = best_params(run_dir, task)
-        batch = tasks.documents(tasks.SMALLEST_BATCH)
+        step, variables = best_variables(run_dir, task)
+        batch = tasks.documents(tasks.smallest_batch(task.model))
         encode = functools.partial(task.model.apply, method="encode_document")
-        width = jax.eval_shape(encode, {"params": params}, batch).shape[-1]
+        width = jax.eval_shape(encode, variables, batch).shape[-1]
         file = Path(run_dir) / TOKENIZER_FILE
-        return cls(step, encoder.place(params), width, encoder, tokenizer, file, text)
+        return cls(step, encoder.place(variables), width, encoder, tokenizer, file, text)
 
     def documents(
         self, documents: Iterable[Document], report: Callable[[float], None] | None = None
@@ -100,7 +105,7 @@ class Trained:
         table = self.text.passages(self.tokenizer, documents)
         count = int(table.document_of_row[-1]) + 1 if len(table) else 0
         vectors_RD = self.encoder.documents(
-            self.params,
+            self.variables,
             table,
             self.text.document_length,
             report=report and (lambda rows: report(rows * count / len(table))),
@@ -112,14 +117,16 @@ class Trained:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns vectors float32 [T, D] and 0 to T - 1, as `documents` does."""
         table = self.text.queries(self.tokenizer, texts)
-        vectors_TD = self.encoder.queries(self.params, table, self.text.query_length, report=report)
+        vectors_TD = self.encoder.queries(self.variables, table, self.text.query_length, report=report)
         return vectors_TD, np.arange(len(texts), dtype=np.int32)
 
     def identity(self) -> dict[str, Any]:
         """Returns what the vector of a text depends on, as JSON can hold it: large things by their hash."""
+        state = {name: held for name, held in self.variables.items() if name != "params"}
         return {
             "step": self.step,
-            "parameters": digest(self.params),
+            "parameters": digest(self.variables["params"]),
+            **({"state": digest(state)} if state else {}),
             "tokenizer": files.digest(self.tokenizer_file),
             "text": dataclasses.asdict(self.text),
         }

@@ -6,8 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def quality_over_training(
@@ -168,6 +171,63 @@ def pareto(
     axes.set_ylabel(y)
     axes.legend(fontsize=9)
     _plain(axes)
+    figure.savefig(path, dpi=120)
+
+
+def heatmaps(
+    path: str | os.PathLike,
+    panels: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    value: str,
+    title: str,
+    middle: float | None = None,
+) -> None:
+    """Draws matrices with the same rows as fields of color, one scale for all.
+
+    Args:
+      path: the file to write; its ending says which kind.
+      panels: name -> float [rows, columns]; NaN is left white.
+      rows: the rows' names, from the top.
+      x, y, value: what columns, rows and colors are.
+      title: what is shown, of what.
+      middle: the value that is neither much nor little, such as an even share, where the colors change; the
+        scale goes from 0 to twice that at least. None for a scale from 0 to the largest value.
+
+    Raises:
+      ValueError: no panels, or one whose rows are not as many as their names.
+    """
+    if not panels:
+        raise ValueError("panels is empty; there is nothing to draw")
+    for name, values in panels.items():
+        if values.ndim != 2 or len(values) != len(rows):
+            raise ValueError(f"{name} has the shape {values.shape}; allowed: {len(rows)} rows")
+    across = min(len(panels), 3 if max(len(values[0]) for values in panels.values()) <= 16 else 2)
+    down = -(-len(panels) // across)
+    figure = _figure((1.5 + 3.6 * across, 1.1 + down * max(1.1, 0.55 + 0.26 * len(rows))))
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(down, across, squeeze=False)
+    largest = max(float(np.nanmax(values, initial=0.0)) for values in panels.values())
+    if middle is None:
+        norm, colors = Normalize(0, largest or 1), "viridis"
+    else:
+        norm, colors = TwoSlopeNorm(middle, 0, max(largest, 2 * middle)), "RdBu_r"
+    for number, axes in enumerate(grid.flat):
+        if number >= len(panels):
+            axes.set_visible(False)
+            continue
+        name, values = list(panels.items())[number]
+        drawn = axes.imshow(values, aspect="auto", norm=norm, cmap=colors, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_yticks(range(len(rows)), rows if number % across == 0 else [""] * len(rows), fontsize=8)
+        if number % across == 0:
+            axes.set_ylabel(y)
+        if number + across >= len(panels):
+            axes.set_xlabel(x)
+    figure.colorbar(drawn, ax=grid.ravel().tolist(), label=value)
     figure.savefig(path, dpi=120)
 
 

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from corpora.tables import DataError
+from moe.leakage import DependenceError
 from training import distributed
 from training.build import SpecError
 from training.checkpoints import CheckpointError
@@ -32,6 +33,7 @@ class UsageError(ValueError):
 # What a person can mend: reported in one line, without a traceback.
 _EXPECTED = (
     UsageError, SpecError, DataError, CheckpointError, LockedError, NonFiniteLoss, ProcessError, ProfileError,
+    DependenceError,
 )  # fmt: skip
 
 

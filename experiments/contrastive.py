@@ -17,28 +17,24 @@ The fields of such a config:
                 experiments.collected
 """
 
-import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optax
 
 from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from dual_encoder.encoding import Encoder
 from dual_encoder.negatives import drop_positives
-from dual_encoder.trained import TOKENIZER_FILE
 from eval import measures, results, runs
-from experiments import evaluation, settings
+from experiments import evaluation, opening, settings
 from experiments.cli import UsageError
 from experiments.evaluation import deepest
 from index import exact, passages
-from training import checkpoints, distributed, loop, mesh, tables, warm_start
+from training import distributed, loop, mesh, tables
 from training.build import build, fill
 from training.profiling import Profile
 from training.task import TrainState
@@ -62,44 +58,21 @@ class Experiment:
     """
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
-        missing = [field for field in _FIELDS if field not in config]
-        if missing:
-            raise UsageError(f"the config has no {', '.join(missing)}; allowed: {', '.join(_FIELDS)}")
+        opening.check_fields(config, _FIELDS)
         self.config, self.run_dir = config, run_dir
         # Everything that a config can get wrong comes before the first slow step.
         self.task = build(config["task"], "config.task")
         self.text = fill(tokens.TextSettings, config["text"], "config.text")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
-        self._init_from = fill(settings.InitFrom, build(config["init_from"]), "config.init_from")
-        if self._init_from.run and not checkpoints.steps(run_dir / "checkpoints" / checkpoints.LATEST):
-            checkpoints.check_best(Path(self._init_from.run) / "checkpoints")
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
-        self._schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
-        self._optimizer = build(config["optimizer"], "config.optimizer")
-        self._layout = fill(mesh.Layout, config["mesh"], "config.mesh")
-        try:
-            self._mesh = self._layout.mesh()
-            mesh.check_rows(self._batch.batch_size, self._mesh, parts=self._schedule.microbatches)
-        except ValueError as error:
-            raise UsageError(f"config.mesh: {error}") from None
+        self._training = opening.training(
+            config,
+            run_dir,
+            rows=self._batch.batch_size,
+            measured=[f"dev/{name}" for name in self.evaluation.dev_measures],
+            said_by="config.evaluation.dev_measures",
+        )
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
-        if not isinstance(self._optimizer, optax.GradientTransformation):
-            raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
-        if not 0 <= config["seed"] < 2**32:
-            raise UsageError(f"config.seed is {config['seed']}; allowed: 0 to {2**32 - 1}")
-        for where, steps in _fields(config["optimizer"], "config.optimizer", "total_steps"):
-            if steps != self._schedule.total_steps:
-                print(
-                    f"warning: {where} is {steps} and config.schedule.total_steps "
-                    f"{self._schedule.total_steps}: the learning rate follows the first",
-                    flush=True,
-                )
-        measured = [f"dev/{name}" for name in self.evaluation.dev_measures]
-        if self._schedule.best_measure not in measured:
-            raise UsageError(
-                f"config.schedule.best_measure is {self._schedule.best_measure!r}; allowed: "
-                f"{', '.join(measured)} (config.evaluation.dev_measures)"
-            )
         with distributed.leader_first("preparing the data"):
             self.dataset: Dataset = build(config["data"], "config.data")
         print(self.dataset.summary(), flush=True)
@@ -116,7 +89,8 @@ class Experiment:
                 "training pairs: examples repeat within a batch, and count as no negatives of each other",
                 flush=True,
             )
-        self.encoder = Encoder(self.task.model, mesh=self._mesh, activations=self._layout.activations)
+        of = self._training
+        self.encoder = Encoder(self.task.model, mesh=of.mesh, activations=of.layout.activations)
 
     @functools.cached_property
     def pairs(self) -> batches.Pairs:
@@ -124,29 +98,9 @@ class Experiment:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        with distributed.leader_first("making the tokenizer"):
-            file = self.run_dir / TOKENIZER_FILE
-            if not file.exists():
-                self._make_tokenizer(file)
-            tokenizer = tokenizers.load(str(file))
-        for where, size in _fields(self.config["task"], "config.task", "vocab_size"):
-            if size < tokenizer.vocab_size:
-                raise UsageError(
-                    f"{where} is {size}, but the tokenizer has {tokenizer.vocab_size} entries; "
-                    f"allowed: {tokenizer.vocab_size} or more"
-                )
-        return tokenizer
-
-    def _make_tokenizer(self, file: Path) -> None:
-        tokenizer = self._tokenizer_spec
-        if not isinstance(tokenizer, tokenizers.Tokenizer):  # a training function waiting for its texts
-            try:
-                tokenizer = tokenizer(self._training_texts())
-            except ValueError as error:
-                raise UsageError(f"config.tokenizer: {error}") from error
-        partial = file.with_name("tokenizer.partial")
-        tokenizer.save(partial)
-        partial.replace(file)
+        return opening.tokenizer(
+            self.run_dir, self._tokenizer_spec, self._training_texts, self.config["task"]
+        )
 
     @functools.cached_property
     def document_tokens(self) -> tokens.PassageTable:
@@ -182,8 +136,8 @@ class Experiment:
                 order,
                 batch_size=self._batch.batch_size,
                 first_step=first_step,
-                total_steps=self._schedule.total_steps,
-                part=mesh.held_rows(self._batch.batch_size, self._mesh),
+                total_steps=self._training.schedule.total_steps,
+                part=mesh.held_rows(self._batch.batch_size, self._training.mesh),
             )
 
         def describe(step: int) -> str:
@@ -193,17 +147,17 @@ class Experiment:
 
         return loop.train(
             self.task,
-            self._optimizer,
+            self._training.optimizer,
             stream,
-            self._schedule,
+            self._training.schedule,
             self.run_dir,
             seed=self.config["seed"],
-            mesh=self._mesh,
-            layout=self._layout,
+            mesh=self._training.mesh,
+            layout=self._training.layout,
             evaluators=[self.dev_evaluator()],
             hooks=[_Refresh(self, self._batch, query_tokens)] if self._batch.refresh_every else [],
             tables=self._tables(),
-            initialize=self._initialize if self._init_from.run else None,
+            initialize=opening.initialize(self._training.init_from, self.run_dir),
             describe_batch=describe,
             profile=profile,
         )
@@ -220,9 +174,9 @@ class Experiment:
         query_tokens = self.query_tokens(list(qrels))
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
-            params = self.encoder.place(state.eval_params["model"])
-            index = self.index(params, "encoding for dev")
-            run = self.search(index, params, list(qrels), query_tokens, depth)
+            variables = self.encoder.place(self.task.variables(state.eval_params, state.state))
+            index = self.index(variables, "encoding for dev")
+            run = self.search(index, variables, list(qrels), query_tokens, depth)
             for name, value in measures.means(measures.evaluate(qrels, run, names)).items():
                 yield f"dev/{name}", value
 
@@ -231,29 +185,29 @@ class Experiment:
     def search(
         self,
         index: exact.ExactIndex,
-        params: Any,
+        variables: Any,
         query_ids: list[str],
         query_tokens: tokens.TokenTable,
         k: int,
     ) -> measures.Run:
-        """Returns the run of the dual encoder with the given parameters."""
+        """Returns the run of the dual encoder with the given variables."""
         drop_same_id = self.evaluation.drop_same_id
-        found = self.search_rows(index, params, query_tokens, k + drop_same_id)
+        found = self.search_rows(index, variables, query_tokens, k + drop_same_id)
         return runs.from_rows(query_ids, self.dataset.doc_ids, *found, drop_same_id=drop_same_id)
 
     def search_rows(
-        self, index: exact.ExactIndex, params: Any, query_tokens: tokens.TokenTable, k: int
+        self, index: exact.ExactIndex, variables: Any, query_tokens: tokens.TokenTable, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns scores [Q, k] and document rows [Q, k] of the k best documents of each query."""
-        vectors_QD = self.encoder.queries(params, query_tokens, self.text.query_length)
+        vectors_QD = self.encoder.queries(variables, query_tokens, self.text.query_length)
         return passages.search(
             lambda depth: exact.search(index, vectors_QD, depth), self.document_tokens.document_of_row, k
         )
 
-    def index(self, params: Any, title: str) -> exact.ExactIndex:
+    def index(self, variables: Any, title: str) -> exact.ExactIndex:
         """Encodes and indexes the corpus; `title` names the work where progress is shown."""
         length = self.text.document_length
-        return exact.build(self.encoder.documents(params, self.document_tokens, length, title=title))
+        return exact.build(self.encoder.documents(variables, self.document_tokens, length, title=title))
 
     def _tables(self) -> dict[str, np.ndarray]:
         """Mines the table that `batch.negatives` asks for, once a run."""
@@ -273,22 +227,6 @@ class Experiment:
         own_Q1 = np.array([[row_of.get(query_id, -1)] for query_id in self.pairs.query_ids])
         return drop_positives(rows_QM, own_Q1)
 
-    def _initialize(self, params: Any) -> Any:
-        """Takes over the parameters of `init_from.run`, and says what became of each."""
-        run_dir = Path(self._init_from.run)
-        params, report = warm_start.load(params, run_dir, self._init_from.rules)
-        print("\n".join([f"from {run_dir}: {report.lines()[0]}", *report.lines()[1:]]), flush=True)
-        if distributed.is_leader():
-            (self.run_dir / "init_from.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
-        theirs = run_dir / TOKENIZER_FILE
-        if theirs.exists() and theirs.read_bytes() != (self.run_dir / TOKENIZER_FILE).read_bytes():
-            print(
-                f"warning: the tokenizer of {run_dir} is another one: token embeddings taken from there mean "
-                "other tokens here",
-                flush=True,
-            )
-        return params
-
     def _training_texts(self) -> Iterator[str]:
         for document in self.dataset.documents.read(np.unique(self.pairs.document_rows)):
             yield document.title
@@ -306,22 +244,10 @@ class _Refresh:
 
     def __call__(self, state: TrainState) -> dict[str, np.ndarray]:
         experiment = self._experiment
-        params = experiment.encoder.place(state.params["model"])
-        index = experiment.index(params, "encoding for negatives")
+        variables = experiment.encoder.place(experiment.task.variables(state.params, state.state))
+        index = experiment.index(variables, "encoding for negatives")
 
         def search(k: int) -> np.ndarray:
-            return experiment.search_rows(index, params, self._query_tokens, k)[1]
+            return experiment.search_rows(index, variables, self._query_tokens, k)[1]
 
         return {NEGATIVES: experiment.without_own(self._batch.refresh(search, experiment.pairs))}
-
-
-def _fields(spec: Any, where: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields every field of a name in a spec, with its place."""
-    if isinstance(spec, Mapping):
-        for key, value in spec.items():
-            if key == name:
-                yield f"{where}.{key}", value
-            yield from _fields(value, f"{where}.{key}", name)
-    elif isinstance(spec, (list, tuple)):
-        for number, value in enumerate(spec):
-            yield from _fields(value, f"{where}[{number}]", name)

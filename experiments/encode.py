@@ -40,6 +40,9 @@ def main() -> None:
     output = command.string("output", None, "The folder to write; by default one of the run's.")
     shard_size = command.integer("shard_size", None, "Texts of a file; 16,384 by default.", lower_bound=1)
     batch_size = command.integer("batch_size", 256, "Texts encoded at a time.", lower_bound=1)
+    allow = command.boolean(
+        "allow_batch_dependence", "Let a text's vector depend on the texts that are encoded with it."
+    )
     process = command.integer("process", None, "The number of this job, from 0.", lower_bound=0)
     processes = command.integer("processes", None, "How many jobs share the work.", lower_bound=1)
 
@@ -57,7 +60,9 @@ def main() -> None:
             raise cli.UsageError(
                 f"--process is {number}; allowed: 0 to {count - 1}, with --processes={count}"
             )
-        trained = Trained.load(workdir.value, config, batch_size=batch_size.value)
+        trained = Trained.load(
+            workdir.value, config, batch_size=batch_size.value, allow_batch_dependence=allow.value
+        )
         dataset = open_collection(config, folder.value)
         print(dataset.summary(), flush=True)
         if output.value is not None:

@@ -1,7 +1,9 @@
-"""Evaluate a trained run again: BM25 plain and tuned, the dual encoder, and their fusion.
+"""Evaluate a trained run again.
 
-Writes results.json, per_query.json, runs/*.trec, tables/, plots/ and the index of
-`experiments.search` into the run directory.
+Of a dual encoder: BM25 plain and tuned, the dual encoder, and their fusion. Writes results.json,
+per_query.json, runs/*.trec, tables/, plots/ and the index of `experiments.search` into the run directory.
+
+Of a language model: perplexity on test documents by domain. Writes results.json, per_query.json and tables/.
 
 Example:
   python -m experiments.evaluate --workdir=runs/quickstart

@@ -26,6 +26,7 @@ from dual_encoder.trained import Trained
 from eval import fusion, measures, plots, results, runs, significance, trec
 from experiments import encode, run_dirs
 from index import exact, lexical, passages
+from moe import leakage
 from training import distributed, metrics
 
 if TYPE_CHECKING:
@@ -42,11 +43,22 @@ def evaluate(experiment: Experiment) -> results.Results:
     trained = Trained.of_run(
         experiment.run_dir, experiment.task, encoder, experiment.tokenizer, experiment.text
     )
+    _warn_of_leaks(experiment)
     store = _encode_corpus(experiment, trained)
     with distributed.leader_first("the evaluation"):
         if distributed.is_leader():
             _evaluate(experiment, trained, store, started)
     return results.read(experiment.run_dir)
+
+
+def _warn_of_leaks(experiment: Experiment) -> None:
+    leaks = any(found.batch for _, found in leakage.of(experiment.task.model).values())
+    if leaks and distributed.is_leader():
+        print(
+            "warning: a text's vector depends on the texts that are encoded with it; the measures are those "
+            "of this batch size and order",
+            flush=True,
+        )
 
 
 def deepest(names: Sequence[str]) -> int:
@@ -105,7 +117,7 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
         "best_step": trained.step,
         "bm25": chosen,
         "fusion_weight": weight,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.variables["params"])),
         "wall_seconds": {
             "training": metrics.training_seconds(run_dir),
             "evaluation": round(time.monotonic() - started, 1),

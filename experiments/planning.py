@@ -21,8 +21,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from corpora.tokens import TextSettings
-from experiments import settings
+from experiments import language_settings, settings
 from experiments.cli import UsageError
+from language_model import causal
 from training import chips, collectives, flops, hlo, traffic
 from training import mesh as meshes
 from training.build import build, fill
@@ -32,12 +33,10 @@ from training.mesh import Layout
 from training.roofline import Place, Roofline, model_flops_utilization, roofline, torus_of
 from training.start import Start, placed
 from training.step import watched
-from training.task import Batch
+from training.task import Batch, Task
 
-# A family's batch has no shape but in its own terms; others come with their families.
-_FAMILY = "experiments.contrastive.Experiment"
 _SIDES = ("tokens", "mask", "segments")
-_FIELDS = ("task", "optimizer", "schedule", "text", "batch", "mesh")
+_FIELDS = ("task", "optimizer", "schedule", "batch", "mesh")
 EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16"
 
 
@@ -170,22 +169,8 @@ def plan(
       UsageError, SpecError: the config or the topology is malformed.
     """
     start = time.monotonic()
-    if config.get("family") != _FAMILY:
-        raise UsageError(f"config.family is {config.get('family')!r}; allowed: {_FAMILY}")
-    missing = [field for field in _FIELDS if field not in config]
-    if missing:
-        raise UsageError(f"the config has no {', '.join(missing)}")
-    found = devices(topology, slices)
-    layout = fill(Layout, config["mesh"], "config.mesh")
-    try:
-        mesh = layout.mesh(found)
-    except ValueError as error:
-        raise UsageError(f"config.mesh: {error}") from None
-    if mesh.size != len(found):
-        raise UsageError(
-            f"config.mesh has {mesh.size} devices; allowed: {len(found)}, all chips of {topology}"
-            f"{f' times {slices}' if slices > 1 else ''}"
-        )
+    check_fields(config)
+    layout, mesh = mesh_of(config, topology, slices)
     say(f"tracing the step for {topology}, {mesh.size} chips")
     step, arguments = _abstract_step(config, layout, mesh)
     lowered, counted = lower(step, arguments, mesh)
@@ -193,9 +178,9 @@ def plan(
     known = dict(
         topology=topology,
         slices=slices,
-        chip=chips.find(found[0]),
+        chip=chips.find(mesh.devices.flat[0]),
         axes=dict(mesh.shape),
-        batch=batch["query_tokens"].shape[0],
+        batch=next(iter(batch.values())).shape[0],
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         counted=counted,
     )
@@ -211,12 +196,55 @@ def plan(
     return _read(compiled, mesh, known, start)
 
 
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Raises UsageError where the config has no family, or not what a step needs."""
+    if config.get("family") not in _FAMILIES:
+        raise UsageError(f"config.family is {config.get('family')!r}; allowed: {', '.join(_FAMILIES)}")
+    own, _ = _FAMILIES[config["family"]]
+    missing = [field for field in (*own, *_FIELDS) if field not in config]
+    if missing:
+        raise UsageError(f"the config has no {', '.join(missing)}")
+
+
+def parts(config: Mapping[str, Any]) -> tuple[Task, optax.GradientTransformation, Schedule]:
+    """Returns what of a step does not depend on devices.
+
+    Raises:
+      UsageError, SpecError: the config is malformed.
+    """
+    optimizer = build(config["optimizer"], "config.optimizer")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
+    task = build(config["task"], "config.task")
+    return task, optimizer, fill(Schedule, config["schedule"], "config.schedule")
+
+
+def mesh_of(config: Mapping[str, Any], topology: str, slices: int = 1) -> tuple[Layout, Mesh]:
+    """Returns the layout of a config and its mesh over all chips of a topology.
+
+    Raises:
+      UsageError: the topology does not exist, or the mesh has other sizes.
+    """
+    found = devices(topology, slices)
+    layout = fill(Layout, config["mesh"], "config.mesh")
+    try:
+        mesh = layout.mesh(found)
+    except ValueError as error:
+        raise UsageError(f"config.mesh: {error}") from None
+    if mesh.size != len(found):
+        raise UsageError(
+            f"config.mesh has {mesh.size} devices; allowed: {len(found)}, all chips of {topology}"
+            f"{f' times {slices}' if slices > 1 else ''}"
+        )
+    return layout, mesh
+
+
 def _read(compiled: jax.stages.Compiled, mesh: Mesh, known: Mapping[str, Any], start: float) -> Plan:
     chip = known["chip"]
     module = hlo.parse(compiled.as_text())
     sent, unknown = collectives.find(module, mesh.shape)
     hbm_bytes = traffic.moved(module)
-    places = [_place(device) for device in mesh.devices.flat]
+    places = [place(device) for device in mesh.devices.flat]
     analysis = compiled.memory_analysis()
     return Plan(
         **known,
@@ -243,7 +271,8 @@ def _read(compiled: jax.stages.Compiled, mesh: Mesh, known: Mapping[str, Any], s
     )
 
 
-def _place(device: jax.Device) -> Place:
+def place(device: jax.Device) -> Place:
+    """Returns where a chip stands: its slice, and its coordinates there."""
     return (getattr(device, "slice_index", None) or 0, *device.coords)
 
 
@@ -260,11 +289,7 @@ def _refused(message: str) -> tuple[str, int | None]:
 
 def _abstract_step(config: Mapping[str, Any], layout: Layout, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
     """The step that the loop would compile, and the shapes of what it takes, placed on the mesh."""
-    task = build(config["task"], "config.task")
-    optimizer = build(config["optimizer"], "config.optimizer")
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise UsageError("config.optimizer is no optax transformation; is an argument missing?")
-    schedule = fill(Schedule, config["schedule"], "config.schedule")
+    task, optimizer, schedule = parts(config)
     start = Start(task, optimizer, mesh, layout, schedule.microbatches, schedule.average_decay)
     whole = NamedSharding(mesh, PartitionSpec())
     batch = _batch(config, mesh, schedule.microbatches)
@@ -284,19 +309,43 @@ def _alike(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def _batch(config: Mapping[str, Any], mesh: Mesh, parts: int) -> Batch:
-    """The shapes of a contrastive batch at full length, one document relevant to each query."""
-    text = fill(TextSettings, config["text"], "config.text")
-    batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
-    rows, documents = batch.batch_size, 1 + batch.negatives_per_query
+    shapes = batch_shapes(config)
+    rows = next(iter(shapes.values()))[0]
     try:
         meshes.check_rows(rows, mesh, parts=parts, what="config.batch.batch_size")
     except ValueError as error:
         raise UsageError(str(error)) from None
     sharding = meshes.batch_sharding(mesh)
-    shapes = {
+    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name, shape in shapes.items()}
+
+
+def batch_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a batch's arrays, all int32, at full length; no data are needed."""
+    _, shapes_of = _FAMILIES[config["family"]]
+    return shapes_of(config)
+
+
+def _contrastive(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """One document is relevant to each query."""
+    text = fill(TextSettings, config["text"], "config.text")
+    batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
+    rows, documents = batch.batch_size, 1 + batch.negatives_per_query
+    return {
         **{f"query_{name}": (rows, text.query_length) for name in _SIDES},
         **{f"document_{name}": (rows, documents, text.document_length) for name in _SIDES},
         "document_rows": (rows, documents),
         "positives": (rows, 1),
     }
-    return {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name, shape in shapes.items()}
+
+
+def _language(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    batch = fill(language_settings.Batch, config["batch"], "config.batch")
+    shapes = causal.batch_shapes(batch.batch_size, batch.length)
+    return {name: x.shape for name, x in shapes.items()}
+
+
+# Of each family the fields of its own that its batch depends on, and the shapes of that.
+_FAMILIES = {
+    "experiments.contrastive.Experiment": (("text",), _contrastive),
+    "experiments.language.Experiment": ((), _language),
+}

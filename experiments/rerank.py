@@ -46,6 +46,9 @@ def main() -> None:
         "output", None, "The TREC run to write; by default NAME-reranked.trec in the workdir's runs/."
     )
     batch_size = command.integer("batch_size", 256, "Texts encoded at a time.", lower_bound=1)
+    allow = command.boolean(
+        "allow_batch_dependence", "Let a text's vector depend on the texts that are encoded with it."
+    )
 
     def main_rerank() -> None:
         if run.value is None:
@@ -65,7 +68,9 @@ def main() -> None:
             raise cli.UsageError(f"{run.value} has no query of the split {split_name!r}")
         if evaluation.drop_same_id:
             first = runs.without_same_id(first)
-        trained = Trained.load(workdir.value, config, batch_size=batch_size.value)
+        trained = Trained.load(
+            workdir.value, config, batch_size=batch_size.value, allow_batch_dependence=allow.value
+        )
         second = rerank(trained, dataset, first, depth.value, weight.value)
         name = Path(run.value).stem
         file = Path(output.value or Path(workdir.value) / "runs" / f"{name}-reranked.trec")

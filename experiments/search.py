@@ -26,10 +26,13 @@ def main() -> None:
     k = command.integer("k", 5, "How many results.", lower_bound=1)
     system = command.choice("system", SYSTEMS[0], SYSTEMS, "What ranks the documents.")
     as_json = command.boolean("json", "Print one JSON object a query instead of text.")
+    allow = command.boolean(
+        "allow_batch_dependence", "Let a text's vector depend on the texts that are encoded with it."
+    )
 
     def search() -> None:
         run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
-        retriever = Retriever.load(workdir.value)
+        retriever = Retriever.load(workdir.value, allow_batch_dependence=allow.value)
         for text in _ask() if query.value is None else [query.value]:
             show(retriever, text, k.value, system.value, as_json=as_json.value)
 

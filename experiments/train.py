@@ -5,6 +5,7 @@ Examples:
   python -m experiments.train --config=configs/dual_encoder/python_functions.py \\
       --config.data.root=$HOME/my_project --config.batch.batch_size=256 --workdir=runs/mine
   python -m experiments.train --config=configs/dual_encoder/beir_folder.py:folder=PATH --workdir=runs/beir
+  python -m experiments.train --config=configs/language_model/corpora.py --workdir=runs/lm
 """
 
 from experiments import cli, run_dirs

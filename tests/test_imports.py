@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("backbones", "configs", "corpora", "dual_encoder", "eval", "experiments", "index", "moe", "training")
+ROOMS = (
+    "backbones", "configs", "corpora", "dual_encoder", "eval", "experiments", "index", "language_model",
+    "moe", "training",
+)  # fmt: skip
 
 
 def test_no_tensorflow_no_peer_and_no_started_backend():

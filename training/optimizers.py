@@ -10,10 +10,20 @@ A config names one of optax's, such as `optax.adamw`, `optax.lion` or `optax.ada
             (".*", dict(name="optax.adamw", learning_rate=1e-3)),
         ),
     )
+
+In a mixture of experts, "router/" is found in the paths of a router alone, "experts/" in those of its
+experts. An optimizer that factors its moments must be told that these are many matrices, or it factors across
+experts where there are more of them than a matrix has rows or columns:
+
+    rules=(
+        ("router/", dict(name="optax.adamw", learning_rate=1e-4)),
+        ("experts/", dict(name="training.optimizers.stacked", axes=2, optimizer=factored)),
+        (".*", factored),  # such as dict(name="optax.adafactor", learning_rate=1e-3)
+    )
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -78,6 +88,60 @@ def by_path(rules: Sequence[tuple[str, optax.GradientTransformation]]) -> optax.
         str(number): _complete(optimizer, f"rules[{number}]") for number, (_, optimizer) in enumerate(rules)
     }
     return optax.partition(optimizers, labels)
+
+
+def stacked(optimizer: optax.GradientTransformation, *, axes: int) -> optax.GradientTransformation:
+    """Treats each parameter as a stack of parameters along its first axes, each with an optimizer of its own.
+
+    Nothing that `optimizer` computes of a parameter as a whole then mixes them: factored moments, clipping by
+    a parameter's root mean square, steps in proportion to it (all three in `optax.adafactor`), or a clipping
+    to a norm; put `clipped` around it to clip the gradient of all.
+
+    Args:
+      optimizer: of one parameter of the stack.
+      axes: how many of the first axes make the stack: 2 for the experts of layers that are scanned, [Y, E,
+        ...]; 1 for other parameters of such layers.
+
+    Raises:
+      ValueError: axes is below 1, `optimizer` is incomplete; and once parameters are there: one has fewer
+        axes.
+    """
+    optimizer = _complete(optimizer, "optimizer")
+    if axes < 1:
+        raise ValueError(f"axes is {axes}; allowed: an integer of at least 1")
+
+    def each(function: Callable) -> Callable:
+        for _ in range(axes):
+            function = jax.vmap(function)
+        return function
+
+    def init(params: Any) -> tuple[Any, ...]:
+        for path, leaf in zip(paths(params), jax.tree.leaves(params), strict=True):
+            if leaf.ndim < axes:
+                raise ValueError(
+                    f"axes is {axes}; allowed for {path} of shape {leaf.shape}: at most {leaf.ndim}"
+                )
+        return tuple(each(optimizer.init)(one) for one in _one_by_one(params))
+
+    def update(updates: Any, state: tuple[Any, ...], params: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        given = [_one_by_one(updates), state] + ([] if params is None else [_one_by_one(params)])
+        found = [each(optimizer.update)(*one) for one in zip(*given, strict=True)]
+        leaves = [jax.tree.leaves(new)[0] for new, _ in found]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), tuple(kept for _, kept in found)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _one_by_one(tree: Any) -> list[Any]:
+    """Trees of one leaf each, at the path that it has in the whole: by that `training.rules` places what an
+    optimizer keeps for it."""
+
+    def alone(path: str, leaf: Any) -> Any:
+        for part in reversed(path.split("/")):
+            leaf = {part: leaf}
+        return leaf
+
+    return [alone(path, leaf) for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)]
 
 
 def scaled(optimizer: optax.GradientTransformation, *, factor: float) -> optax.GradientTransformation:

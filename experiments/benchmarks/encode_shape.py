@@ -97,7 +97,7 @@ def measure(
         pad_id=0,
     )
     encoder = Encoder(model)
-    placed = encoder.place(params)
+    placed = encoder.place({"params": params})
     callables = {"retrievax": lambda number: encoder.documents(placed, table, length)}
     eighth = -(-documents // 8)
     peers = {}

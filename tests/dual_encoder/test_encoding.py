@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corpora.tokens import TokenTable
-from dual_encoder.encoding import Encoder, best_params
+from dual_encoder.encoding import Encoder, best_variables
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from training.build import build
 from training.checkpoints import CheckpointError, Checkpoints
@@ -49,7 +49,7 @@ def table(lengths, seed=0):
 def test_batches_and_lengths_change_nothing(task, params, devices):
     texts = table([3, 70, 1, 0, 16, 17, 40, 5, 64, 2, 9])
     encoder = Encoder(task.model, batch_size=3, mesh=data_mesh(jax.devices()[:devices]))
-    vectors = encoder.documents(params["model"], texts, 64)
+    vectors = encoder.documents({"params": params["model"]}, texts, 64)
     assert vectors.shape == (11, 8)
     for row in range(len(texts)):
         one = texts.rectangle(np.array([row]), 64)
@@ -61,7 +61,8 @@ def test_batches_and_lengths_change_nothing(task, params, devices):
 def test_the_sides_have_their_own_towers(task, params):
     encoder = Encoder(task.model)
     texts = table([3, 5])
-    difference = encoder.queries(params["model"], texts, 8) - encoder.documents(params["model"], texts, 8)
+    variables = {"params": params["model"]}
+    difference = encoder.queries(variables, texts, 8) - encoder.documents(variables, texts, 8)
     assert np.abs(difference).max() > 0.01
 
 
@@ -69,7 +70,8 @@ def test_progress_is_shown_where_it_has_a_title(task, params, monkeypatch):
     lines = []
     monkeypatch.setattr("training.progress._SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr("builtins.print", lambda text, **kwargs: lines.append(text))
-    Encoder(task.model, batch_size=8).documents(params["model"], table([3] * 20), 8, title="encoding")
+    variables = {"params": params["model"]}
+    Encoder(task.model, batch_size=8).documents(variables, table([3] * 20), 8, title="encoding")
     assert [line.split(" (")[0] for line in lines] == [f"encoding: {n} of 20 texts" for n in (8, 16, 20)]
 
 
@@ -78,10 +80,10 @@ def test_padding_by_hand(task, params, monkeypatch):
     monkeypatch.setattr("dual_encoder.encoding._POSITIONS_CPU", 64)
     batches = []
     encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
-    encoder.documents(params["model"], table([*range(17, 26), 3]), 64, report=batches.append)
+    encoder.documents({"params": params["model"]}, table([*range(17, 26), 3]), 64, report=batches.append)
     assert batches == [2, 4, 6, 8, 10]
     assert 1 - encoder.tokens / encoder.computed == pytest.approx(1 - (sum(range(17, 26)) + 3) / (5 * 64))
-    encoder.documents(params["model"], table([32, 32]), 64)  # all calls count
+    encoder.documents({"params": params["model"]}, table([32, 32]), 64)  # all calls count
     assert 1 - encoder.tokens / encoder.computed == pytest.approx(
         1 - (sum(range(17, 26)) + 3 + 64) / (6 * 64)
     )
@@ -93,7 +95,7 @@ def test_little_of_real_collections_is_padding(collections, task, name):
     with gzip.open(collections / name / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
         words = [len(json.loads(line)["text"].split()) for line in lines]
     encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
-    encoder._document.encode = lambda params, batch: np.zeros((len(batch["tokens"]), 1), np.float32)
+    encoder._document.encode = lambda variables, batch: np.zeros((len(batch["tokens"]), 1), np.float32)
     encoder.documents(None, table(words), 256)
     assert 0 < 1 - encoder.tokens / encoder.computed < 0.10
 
@@ -105,13 +107,13 @@ def test_a_batch_of_nothing_is_refused(task):
 
 def test_best_parameters_come_back(task, params, tmp_path):
     with pytest.raises(CheckpointError, match="no best checkpoint in"):
-        best_params(tmp_path, task)
+        best_variables(tmp_path, task)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_best(TrainState(np.int32(7), params, {}, ()), 0.5)
     checkpoints.close()
-    step, restored = best_params(tmp_path, task)
+    step, restored = best_variables(tmp_path, task)
     assert step == 7
-    jax.tree.map(np.testing.assert_array_equal, restored, params["model"])
+    jax.tree.map(np.testing.assert_array_equal, restored, {"params": params["model"]})
     other = Contrastive(build({"name": "dual_encoder.towers.tied", "tower": TOWER}))
     with pytest.raises(CheckpointError, match="cannot be restored"):
-        best_params(tmp_path, other)
+        best_variables(tmp_path, other)

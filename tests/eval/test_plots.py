@@ -1,5 +1,6 @@
 import doctest
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,3 +63,22 @@ def test_examples_in_docstrings():
     found = doctest.testmod(plots)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_heatmaps_have_one_scale_and_name_their_rows(tmp_path):
+    panels = {"layer 0": np.array([[0.0, 0.5], [1.0, np.nan]]), "layer 1": np.array([[0.1, 0.2], [0.3, 0.4]])}
+    said = dict(x="expert", y="domain", value="share", title="a title")
+    louder = {**panels, "layer 1": 2 * panels["layer 1"]}
+    for name, of, rows, middle in (
+        ("a", panels, "pq", None),
+        ("b", louder, "pq", None),
+        ("c", panels, "xq", None),
+        ("d", panels, "pq", 0.5),
+    ):
+        plots.heatmaps(tmp_path / f"{name}.png", of, list(rows), middle=middle, **said)
+    pictures = {(tmp_path / f"{name}.png").read_bytes() for name in "abcd"}
+    assert len(pictures) == 4
+    with pytest.raises(ValueError, match=r"layer 0 has the shape \(2, 2\); allowed: 3 rows"):
+        plots.heatmaps(tmp_path / "e.png", panels, list("pqr"), **said)
+    with pytest.raises(ValueError, match="panels is empty"):
+        plots.heatmaps(tmp_path / "e.png", {}, [], **said)

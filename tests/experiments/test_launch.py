@@ -239,17 +239,17 @@ from training.build import build
 
 distributed.start()
 folder = Path(sys.argv[1])
-spec, params, table = pickle.loads((folder / "given").read_bytes())
+spec, variables, table = pickle.loads((folder / "given").read_bytes())
 model = build(spec)
 
 # Every parameter whose first axis divides lies over both processes.
 layout = meshes.Layout({"data": 1, "fsdp": 2, "tensor": 2}, (), (("residual", ("batch", None, "tensor")),))
 mesh = layout.mesh()
 spec = lambda x: PartitionSpec("fsdp") if x.ndim and x.shape[0] % 2 == 0 else PartitionSpec()
-sharded = meshes.put(params, jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), params))
+sharded = meshes.put(variables, jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), variables))
 assert not all(x.is_fully_addressable or x.is_fully_replicated for x in jax.tree.leaves(sharded))
 encoder = Encoder(model, batch_size=4, mesh=mesh, activations=layout.activations)
-for name, given in (("whole", params), ("sharded", sharded)):
+for name, given in (("whole", variables), ("sharded", sharded)):
     placed = encoder.place(given)
     for x, y in zip(jax.tree.leaves(given), jax.tree.leaves(placed), strict=True):
         assert y.sharding.mesh == mesh and (name == "whole" or y is x)
@@ -257,23 +257,23 @@ for name, given in (("whole", params), ("sharded", sharded)):
 # By default a process's own devices: the others need not know of it.
 if jax.process_index() == 1:
     encoder = Encoder(model, batch_size=4)
-    np.save(folder / "alone-1", encoder.documents(encoder.place(params), table, 16))
+    np.save(folder / "alone-1", encoder.documents(encoder.place(variables), table, 16))
 """
 
 
 def test_vectors_of_two_processes_are_those_of_one(tmp_path):
     task = Contrastive(build(SIDES))
-    init = jax.jit(lambda key: task.init(key, SMALLEST_BATCH)[0]["model"])
-    params = jax.device_get(init(jax.random.key(0)))
+    init = jax.jit(lambda key: {"params": task.init(key, SMALLEST_BATCH)[0]["model"]})
+    variables = jax.device_get(init(jax.random.key(0)))
     lengths = [3, 17, 1, 0, 16, 5, 2, 9, 12]
     tokens = np.random.default_rng(0).integers(5, 30, sum(lengths)).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     table = TokenTable(tokens, np.zeros(len(tokens), np.uint8), offsets, pad_id=0)
-    (tmp_path / "given").write_bytes(pickle.dumps((SIDES, params, table)))
+    (tmp_path / "given").write_bytes(pickle.dumps((SIDES, variables, table)))
     status, _, err = finish(start(ENCODE, tmp_path, processes=2, devices=2))
     assert status == 0, err
     encoder = Encoder(task.model, batch_size=4, mesh=Layout().mesh(jax.devices()[:1]))
-    expected = encoder.documents(encoder.place(params), table, 16)
+    expected = encoder.documents(encoder.place(variables), table, 16)
     files = sorted(tmp_path.glob("*.npy"))
     assert [file.stem for file in files] == ["alone-1", "sharded-0", "sharded-1", "whole-0", "whole-1"]
     for file in files:

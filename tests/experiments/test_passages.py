@@ -58,10 +58,10 @@ def test_a_document_is_found_by_its_best_passage(run):
     retriever = Retriever.load(run_dir)
     found = trec.read_run(run_dir / "runs" / "dual_encoder.trec")
     # The oracle: every passage scored, and the best taken by hand.
-    params = experiment.encoder.place(retriever._trained.params)
-    vectors_ND = experiment.encoder.documents(params, table, 16)
+    variables = experiment.encoder.place(retriever._trained.variables)
+    vectors_ND = experiment.encoder.documents(variables, table, 16)
     query_tokens = experiment.query_tokens([f"q{n}" for n in range(len(TOPICS))])
-    vectors_QD = experiment.encoder.queries(params, query_tokens, 32)
+    vectors_QD = experiment.encoder.queries(variables, query_tokens, 32)
     scores_QN = vectors_QD @ vectors_ND.T
     assert (~np.isin(scores_QN.argmax(axis=1), table.first_row)).any()  # no first passage
     for n in range(len(TOPICS)):

@@ -118,8 +118,8 @@ def test_the_own_document_would_have_been_first(run_dir, dataset):
 def test_neither_does_the_evaluation_of_a_training(run_dir, trained):
     experiment = run_dirs.reopen(run_dir)
     index = exact.build(VectorStore.open(run_dir / "index" / "vectors").vectors())
-    params = experiment.encoder.place(jax.device_get(trained.params))
-    run = experiment.search(index, params, ["d40"], experiment.query_tokens(["d40"]), 3)
+    variables = experiment.encoder.place(jax.device_get(trained.variables))
+    run = experiment.search(index, variables, ["d40"], experiment.query_tokens(["d40"]), 3)
     assert len(run["d40"]) == 3
     assert "d40" not in run["d40"]
 

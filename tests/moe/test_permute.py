@@ -36,26 +36,34 @@ def collect_formula(values_ND, weight_R, layout):
     return jnp.zeros((T, values_ND.shape[1])).at[layout.token].add(weighted_RD)
 
 
+def both(spread, collect, x_TD, values_ND, weight_R, layout):
+    """The results of both functions and all gradients; rows without an edge count for nothing."""
+    rows_ND, pull_spread = jax.vjp(lambda x: spread(x, layout), x_TD)
+    y_TD, pull_collect = jax.vjp(lambda v, w: collect(v, w, layout), values_ND, weight_R)
+    return rows_ND * layout.filled[:, None], pull_spread(values_ND), y_TD, pull_collect(x_TD)
+
+
+@jax.jit
+def ours(*arrays):
+    return both(spread, lambda v, w, layout: collect(v, w, layout, T), *arrays)
+
+
+@jax.jit
+def formulas(*arrays):
+    return both(spread_formula, collect_formula, *arrays)
+
+
 def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @given(st.permutations(range(R + 2)), st.integers(0, R), st.sampled_from([0, K]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_values_and_gradients_are_those_of_the_formulas(places, kept, choices):
     rows = [place if r < kept else -1 for r, place in enumerate(places[:R])]
     layout = layout_of(rows, R + 2, choices)
-    x_TD, values_ND, weight_R = draw(0, T, D), draw(1, R + 2, D), draw(2, R)
-
-    ours, pull = jax.vjp(lambda x: spread(x, layout), x_TD)
-    expected, pull_expected = jax.vjp(lambda x: spread_formula(x, layout), x_TD)
-    assert_close(ours * layout.filled[:, None], expected)
-    assert_close(pull(values_ND)[0], pull_expected(values_ND)[0])
-
-    ours, pull = jax.vjp(lambda v, w: collect(v, w, layout, T), values_ND, weight_R)
-    expected, pull_expected = jax.vjp(lambda v, w: collect_formula(v, w, layout), values_ND, weight_R)
-    assert_close(ours, expected)
-    jax.tree.map(assert_close, pull(x_TD), pull_expected(x_TD))
+    arrays = draw(0, T, D), draw(1, R + 2, D), draw(2, R), layout
+    jax.tree.map(assert_close, ours(*arrays), formulas(*arrays))
 
 
 @pytest.mark.parametrize("choices", [0, K])

@@ -87,7 +87,9 @@ def kind(request):
     return request.param
 
 
-@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "experts choose")) for n in ROUTINGS]
+)
 def test_equals_the_oracle(kind, name):
     limit = Capacity(factor=0.75, tokens=S)
     routing = ROUTINGS[name]()
@@ -97,14 +99,29 @@ def test_equals_the_oracle(kind, name):
     assert (dropped > 0) == (name in ("any", "an expert has nothing, and edges are not kept"))
 
 
-@pytest.mark.parametrize(("priority", "factor"), [(capacity.by_choice, 0.1), (capacity.by_score, 100)])
+@pytest.mark.parametrize(
+    ("kind", "priority", "factor"),
+    [
+        (Sorted, capacity.by_choice, 0.1),
+        (Buffered, capacity.by_score, 0.1),
+        (Buffered, capacity.by_choice, 100),
+    ],
+)
 def test_priorities_and_extremes_of_capacity(kind, priority, factor):
     """One place an expert, and more than there are tokens."""
     limit = Capacity(factor=factor, tokens=S, priority=priority)
     assert_equal_oracle(both(kind(limit), by_tokens()), both(OneHot(limit), by_tokens()))
 
 
-@pytest.mark.parametrize("name", ["an expert has nothing, and edges are not kept", "experts choose"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Buffered, "an expert has nothing, and edges are not kept"),
+        pytest.param(Sorted, "an expert has nothing, and edges are not kept", marks=pytest.mark.slow),
+        pytest.param(Sorted, "experts choose", marks=pytest.mark.slow),
+        pytest.param(Buffered, "experts choose", marks=pytest.mark.slow),
+    ],
+)
 def test_equals_the_oracle_on_eight_devices(kind, name):
     limit, routing = Capacity(factor=0.75, tokens=S), ROUTINGS[name]()
     expected = both(OneHot(limit), routing)
@@ -114,14 +131,18 @@ def test_equals_the_oracle_on_eight_devices(kind, name):
 
 def test_evaluation_has_its_own_capacity(kind):
     limit = Capacity(factor=0.25, tokens=S, evaluation_factor=10)
-    assert not kind(limit).plan(by_tokens(), train=True).keep.all()
-    assert kind(limit).plan(by_tokens(), train=False).keep.all()
+    served = {
+        train: jax.jit(lambda r, t=train: kind(limit).plan(r, train=t).keep.all()) for train in (True, False)
+    }
+    assert not served[True](by_tokens())
+    assert served[False](by_tokens())
     assert kind(limit).dependence(train=True) == limit.dependence(train=True)
 
 
-def test_bfloat16_is_near(kind):
+@pytest.mark.slow
+def test_bfloat16_is_near():
     limit = Capacity(factor=1, tokens=S)
-    ours = both(kind(limit), by_tokens(), jnp.bfloat16)
+    ours = both(Buffered(limit), by_tokens(), jnp.bfloat16)
     assert ours[0].dtype == ours[1][0].dtype == jnp.bfloat16
     assert_equal_oracle(ours, both(OneHot(limit), by_tokens()), tolerance=0.03)
 

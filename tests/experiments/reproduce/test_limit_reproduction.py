@@ -168,7 +168,7 @@ def test_the_program_writes_a_paper(tmp_path):
         (
             "limmit",
             "cpu",
-            "no paper 'limmit'; allowed: limit, sparse_pretraining, or all alone; did you mean limit?",
+            "no paper 'limmit'; allowed: {papers}, or all alone; did you mean limit?",
         ),
         ("limit", "pod", "--budget is 'pod'; limit has cpu, gpu"),
         ("sparse_pretraining", "gpu", "--budget is 'gpu'; sparse_pretraining has cpu"),
@@ -178,4 +178,4 @@ def test_a_paper_or_a_budget_that_there_is_not_is_refused(name, budget, message)
     program = importlib.import_module("experiments.reproduce.__main__")
     with pytest.raises(UsageError) as error:
         program.check(name, budget, program.papers())
-    assert str(error.value) == message
+    assert str(error.value) == message.format(papers=", ".join(program.papers()))
