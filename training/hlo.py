@@ -136,7 +136,7 @@ def parse(text: str) -> Module:
             if header:
                 name, lines, root = header[2], {}, None
                 entry = name if header[1] else entry
-        elif line == "}":
+        elif line.startswith("}"):  # what may follow is the thread, such as that of a sparse core
             computations[name] = Computation(name, lines, root)
             name = ""
         else:

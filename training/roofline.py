@@ -96,6 +96,9 @@ def collective_seconds(one: Collective, links: Links, places: Sequence[Place], t
     of the torus in which its members differ: two, both ways round, where they fill a dimension that closes to
     a ring; one on a line. A group that spans slices first does its part within each, and each chip then sends
     its share of the rest over the data-center network.
+
+    An all-to-all takes at least as long as what crosses from one half of the group to the other needs on the
+    links between the halves, see `crossing_seconds`.
     """
     members = [places[member] for member in one.members]
     slices = len({place[0] for place in members})
@@ -110,19 +113,53 @@ def collective_seconds(one: Collective, links: Links, places: Sequence[Place], t
     if len(inside) > 1:
         size = one.operand_bytes * (slices if gathers else 1)
         rate = links.link_bandwidth * _links(inside, links, torus)
-        seconds += collectives.sent(one.kind, size, len(inside)) / rate
+        within = collectives.sent(one.kind, size, len(inside)) / rate
+        if one.kind in ("all-to-all", "ragged-all-to-all"):
+            within = max(within, crossing_seconds(size, inside, links, torus))
+        seconds += within
     return seconds
+
+
+def crossing_seconds(
+    operand_bytes: float, members: Sequence[Place], links: Links, torus: Sequence[int]
+) -> float:
+    """Returns the least time of an all-to-all by bisection bandwidth.
+
+    Of n chips, cut into l and n - l across a dimension of the torus, each sends an n-th of its operand to
+    each other one, so that
+
+        l (n - l) / n operand_bytes
+
+    cross the cut either way, over n / e links one way for e chips in that dimension, and over twice as many
+    where they fill one that closes to a ring. The slowest dimension counts. The group is taken as a box of
+    neighbors whose links no other group uses.
+
+    Args:
+      operand_bytes: of a chip.
+      members: where the chips of the group stand in the torus of one slice.
+      links, torus: as in `collective_seconds`.
+    """
+    chips, slowest = len(members), 0.0
+    for axis, size in enumerate(torus):
+        extent = len({place[axis] for place in members})
+        if extent > 1:
+            low = chips * (extent // 2) // extent
+            crossing = low * (chips - low) / chips * operand_bytes
+            across = chips / extent * _ways(extent, size, links)
+            slowest = max(slowest, crossing / (across * links.link_bandwidth))
+    return slowest
 
 
 def _links(members: Sequence[Place], links: Links, torus: Sequence[int]) -> int:
     """How many links a device of the group sends over."""
     extents = [len({place[axis] for place in members}) for axis in range(len(torus))]
-    used = [
-        2 if extent == size and size % links.ring == 0 else 1
-        for extent, size in zip(extents, torus, strict=True)
-        if extent > 1
-    ]
+    used = [_ways(extent, size, links) for extent, size in zip(extents, torus, strict=True) if extent > 1]
     return max(1, sum(used))
+
+
+def _ways(extent: int, size: int, links: Links) -> int:
+    """Two where chips fill a dimension of the torus that closes to a ring; one on a line."""
+    return 2 if extent == size and size % links.ring == 0 else 1
 
 
 def torus_of(places: Sequence[Place]) -> tuple[int, ...]:

@@ -77,6 +77,15 @@ def test_shapes_names_and_attributes():
     assert branches.called("branch_computations") == ["a", "b.1"]
 
 
+def test_a_computation_may_say_which_thread_runs_it():
+    text = MODULE.replace(
+        "  ROOT %more = pred[] compare(COMPARED), direction=DIRECTION\n}",
+        """  ROOT %more = pred[] copy(%j)
+}, execution_thread="sparsecore\"""",
+    )
+    assert list(hlo.parse(text).computations) == ["body", "condition", "main"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "dims", "size"),
     [("pred", (3,), 3), ("bf16", (2, 3), 12), ("s4", (5,), 3), ("f8e4m3fn", (7,), 7), ("token", (), 0),

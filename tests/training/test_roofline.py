@@ -76,6 +76,33 @@ def test_over_slices_each_chip_sends_its_share():
     assert seconds(one("all-reduce", (0, 16), 8)) == pytest.approx(8.0)
 
 
+@pytest.mark.parametrize(
+    ("members", "operand", "expected"),
+    [
+        # A ring of 4: halves of 2 swap 2 x 2 / 4 x 80 bytes over 2 links of 10; sending 60 over 2 takes 3.
+        (ROW, 80, 80 / 20),
+        # A line of 2: 1 x 1 / 2 x 80 bytes over 1 link, as long as to send them.
+        ((0, 1), 80, 40 / 10),
+        # 4 x 4: 8 x 8 / 16 x 80 bytes over 4 rings cut twice.
+        (tuple(range(16)), 80, 320 / 80),
+        # 2 x 4, a line and a ring: across the line 4 x 4 / 8 x 80 over 4 links, across the ring over 2 x 2.
+        ((0, 1, 2, 3, 4, 5, 6, 7), 80, 160 / 40),
+    ],
+)
+def test_an_all_to_all_crosses_the_middle(members, operand, expected):
+    assert seconds(one("all-to-all", members, operand)) == pytest.approx(expected)
+    assert seconds(one("ragged-all-to-all", members, operand)) == pytest.approx(expected)
+
+
+def test_of_three_on_a_line_one_is_cut_off():
+    line = [(0, x, 0) for x in range(3)]
+    # 1 x 2 / 3 x 30 bytes over one link.
+    assert roofline.crossing_seconds(30, [place[1:] for place in line], LINKS, (3, 1)) == pytest.approx(2.0)
+    # 8 x 4 x 4 of a slice whose rings are of 4: 64 x 64 / 128 x 10 bytes, over 16 rings cut twice.
+    box = [(x, y, z) for x in range(8) for y in range(4) for z in range(4)]
+    assert roofline.crossing_seconds(10, box, LINKS, (8, 4, 4)) == pytest.approx(320 / 320)
+
+
 def test_a_chip_without_memory_or_links_is_refused():
     with pytest.raises(ValueError, match="chip bare has no memory or links"):
         roofline.roofline(
