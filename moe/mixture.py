@@ -12,8 +12,8 @@ their specs:
     )
 
 A forward pass with `mutable=["routing"]` records who went where, as the variable `choice` of that collection
-(`moe.routing.Choice`, stacked over layers by the encoder); one that is given the collection replays it, to
-the bit.
+(`moe.routing.Choice`, stacked over layers by the encoder); of a layer that is called twice, as in tied towers,
+the last call stays. One that is given the collection, not mutable, replays it, to the bit.
 
 Dimensions: B batch, L length, D model width, G groups, S tokens of a group, R edges.
 """
@@ -66,12 +66,14 @@ class Mixture(nn.Module):
           ValueError: group_rows does not divide the batch, or a recorded routing is of another shape.
         """
         x_GSD, tokens = groups.group(x_BLD, context, self.group_rows)
-        replay = self.get_variable(RECORDED, "choice")
+        recording = self.is_mutable_collection(RECORDED)
+        # What a layer that is called twice has just recorded is nothing to replay.
+        replay = None if recording else self.get_variable(RECORDED, "choice")
         routing = self.router(x_GSD, tokens, replay)
         valid_GR = jnp.take_along_axis(tokens.valid, routing.token, axis=1)
         routing = routing.replace(keep=routing.keep & valid_GR)
         plan = self.dispatcher.plan(routing, train=context.train)
-        if self.is_mutable_collection(RECORDED) and not self.is_initializing():
+        if recording and not self.is_initializing():
             self.put_variable(RECORDED, "choice", Choice(routing.token, routing.expert, plan.keep))
         rows = self.experts(plan.dispatch(x_GSD), train=context.train)
         y_BLD = plan.combine(rows).reshape(x_BLD.shape)

@@ -11,8 +11,7 @@ the global batch (Qiu et al., 2025, "Demons in the Detail"), or without one by b
 "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts"); nothing is dropped, so that a text's
 vector depends on no other text.
 
-It reproduces no paper, and has no number yet: with the defaults, a step is about 30 times one of the bag of
-`fairytaleqa.py`, so it is for an accelerator.
+It reproduces no paper, and has no number yet: a full training of this Transformer is for an accelerator.
 """
 
 import ml_collections

@@ -70,6 +70,21 @@ def test_layers_that_differ_are_not_timed():
         moe_layer.check((np.ones(3),), (np.array([1.0, 1.0, 1.1]),))
 
 
+def test_the_large_case_parts_forward_and_backward(monkeypatch):
+    """Two plain products forward at 3 s, four backward at 1 s; grouped ones at 4 s and at 5 s."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    times = {"plain_y": 3.0, "plain_d": 1.0, "grouped_y": 4.0, "grouped_b": 5.0}
+    kind = lambda name: name.split("_")[0] + "_" + name.split("_")[2][0]
+    monkeypatch.setattr(
+        harness, "interleaved_medians", lambda runs, **_: {name: times[kind(name)] for name in runs}
+    )
+    made = moe_layer.measure_large(TINY, 1)
+    assert made["forward"] == 6 / 8
+    assert made["backward"] == 4 / 10
+    assert made["tflops"] == pytest.approx(12 * 128 * 2 * 8 * 4 / 10e12)
+    assert "0.75, backward 0.40" in "\n".join(moe_layer.lines(made))
+
+
 def test_the_large_case_needs_a_gpu():
     if jax.default_backend() == "gpu":
         pytest.skip("there is one")
