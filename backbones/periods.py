@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from backbones.cache import KeysValues
 from backbones.decoder_blocks import DecoderBlock, Memory
-from moe.feed_forward import Aux, Carry, Context
+from moe.feed_forward import Aux, Carry, Context, check_no_sums
 
 
 class _Layers(nn.Module):
@@ -74,7 +74,7 @@ class Period(_Layers):
         dense, sparse = carry
         for layer in self.dense_layers():
             x_BLD, dense, aux = layer(x_BLD, context, dense, visible=visible, bias=bias)
-            check_dense(aux)
+            check_no_sums(aux, "dense")
         x_BLD, sparse, aux = self.sparse(x_BLD, context, sparse, visible=visible, bias=bias)
         return x_BLD, (dense, sparse), aux
 
@@ -131,7 +131,7 @@ class DecoderPeriod(_Layers):
         for number, layer in enumerate(self.dense_layers()):
             seen = _of_layer(memory, number)
             x_BLD, dense, aux, own = layer(x_BLD, context, dense, seen, visible=visible, bias=bias)
-            check_dense(aux)
+            check_no_sums(aux, "dense")
             kept.append(own)
         seen = _of_layer(memory, self.every - 1)
         x_BLD, sparse, aux, own = self.sparse(x_BLD, context, sparse, seen, visible=visible, bias=bias)
@@ -142,12 +142,6 @@ def check_every(every: int) -> None:
     """Raises ValueError unless the layers of a period are a positive number."""
     if every < 1:
         raise ValueError(f"every is {every}; allowed: an integer of at least 1")
-
-
-def check_dense(aux: Aux) -> None:
-    """Raises ValueError if a block that should be dense gives sums, which would be lost."""
-    if aux:
-        raise ValueError(f"dense is a block that gives sums ({', '.join(aux)}); allowed: one that gives none")
 
 
 def _of_layer(memory: Memory, number: int) -> Memory:

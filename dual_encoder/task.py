@@ -13,13 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import DenyList
 
 from dual_encoder import objectives
 from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
 from moe.auxiliary import Auxiliary
-from moe.mixture import RECORDED
 from training import mesh as meshes
 from training.task import Batch, Metrics, Others
 
@@ -114,9 +112,7 @@ class Contrastive:
             raise ValueError(f"chunks is {self.chunks!r}; allowed: an integer of at least 1")
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        # Were routing recorded here, the documents of a tied tower would replay that of the queries.
-        made = DenyList((RECORDED, "intermediates"))
-        variables = self.model.init(rng, queries(batch), documents(batch), mutable=made)
+        variables = self.model.init(rng, queries(batch), documents(batch))
         params = {"model": variables["params"]}
         state = {name: held for name, held in variables.items() if name != "params"}
         if self.learn_temperature:

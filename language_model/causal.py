@@ -13,11 +13,9 @@ import optax
 from flax import linen as nn
 
 from moe.auxiliary import Auxiliary
-from moe.mixture import RECORDED
 from training.task import Batch, Metrics, Others
 
 _READ = ("tokens", "mask", "segments", "positions", "domains")  # of the batch, by the model
-_NOT_KEPT = ("params", RECORDED)  # collections that are no part of `state`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Causal:
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
         variables = self.model.init(rng, read(batch))
-        state = {name: held for name, held in variables.items() if name not in _NOT_KEPT}
+        state = {name: held for name, held in variables.items() if name != "params"}
         return {"model": variables["params"]}, state
 
     def loss(

@@ -64,7 +64,9 @@ def micro_load_balancing(sums: Sums, *, parts: int) -> jax.Array:
 def sequence_load_balancing(sums: Sums) -> jax.Array:
     """The mean of E sum_i f_i P_i over the sequences of the batch that have a token.
 
-    DeepSeek-AI (2024), "DeepSeek-V3 Technical Report", sequence-wise balance loss.
+    DeepSeek-AI (2024), "DeepSeek-V3 Technical Report", sequence-wise balance loss. Ours counts the experts
+    that were chosen; with `moe.loss_free.LossFree` the bias has a say in them, where theirs counts the best K
+    without it.
     """
     tokens_B = sums["tokens"]
     return _mean(_product(of(sums, "count"), of(sums, "probability"), tokens_B), tokens_B)
@@ -140,7 +142,10 @@ def global_entropy(sums: Sums, *, domains: tuple[int, ...] = (), threshold: floa
     probability_XE = jnp.einsum("...be,bx->...xe", of(sums, "probability"), mine)
     tokens_X = _by_domain(sums["tokens"], mine)
     mean_XE = probability_XE / jnp.maximum(tokens_X, 1)[..., None]
-    entropy_X = jax.scipy.special.entr(mean_XE).sum(-1)
+    # A mean of 0 has no gradient, where that of its entropy would be infinite: a domain without a token has
+    # only such.
+    positive_XE = jnp.where(mean_XE > 0, mean_XE, 1.0)
+    entropy_X = -(positive_XE * jnp.log(positive_XE)).sum(-1)
     loss_X = -entropy_X if threshold is None else jnp.maximum(threshold - entropy_X, 0.0)
     return jnp.where(tokens_X > 0, loss_X, 0.0).sum(-1).mean()
 

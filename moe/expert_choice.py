@@ -6,13 +6,13 @@ several sequences.
 Dimensions: G groups, S tokens of a group, D model width, E experts, C capacity, R = E C edges.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moe.capacity import whole_slots
 from moe.groups import Tokens
 from moe.leakage import GROUP, Dependence
 from moe.noise import per_token
@@ -90,6 +90,7 @@ class ExpertChoice(nn.Module):
             expert_GR = jnp.broadcast_to(expert_R[None], token_GR.shape)
             keep_GR = jnp.take_along_axis(tokens.valid, token_GR, axis=1)
         else:
+            self._check(replay, groups, size)
             token_GR, expert_GR, keep_GR = replay.token, replay.expert, replay.keep
         flat = probability_GSE.reshape(groups, -1)
         return Routing(
@@ -111,7 +112,17 @@ class ExpertChoice(nn.Module):
             if value is not None and not value > 0:
                 raise ValueError(f"{field} is {value}; allowed: a positive number")
         factor = self.factor if train or self.evaluation_factor is None else self.evaluation_factor
-        return min(math.ceil(factor * self.tokens / self.num_experts), size)
+        return whole_slots(factor * self.tokens / self.num_experts, size)
+
+    @nn.nowrap
+    def _check(self, replay: Choice, groups: int, size: int) -> None:
+        """Raises ValueError unless a recording has as many groups, and for each expert tokens of one."""
+        recorded, routes = replay.token.shape
+        if recorded != groups or routes % self.num_experts or routes > size * self.num_experts:
+            raise ValueError(
+                f"the recorded routing has the shape {replay.token.shape}; allowed: {groups} groups, and for "
+                f"each of {self.num_experts} experts as many edges, at most {size}"
+            )
 
     @nn.nowrap
     def _rng(self) -> jax.Array:

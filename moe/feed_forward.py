@@ -147,6 +147,12 @@ def project(features: int, x: jax.Array, use_bias: bool, name: str) -> jax.Array
     return y.reshape(*x.shape[:-1], features)
 
 
+def check_no_sums(aux: Aux, what: str) -> None:
+    """Raises ValueError if a layer that should be dense gives sums, which would be lost."""
+    if aux:
+        raise ValueError(f"{what} gives sums ({', '.join(aux)}); allowed: a layer that gives none")
+
+
 def check_width(width: int) -> None:
     """Raises ValueError unless the feed-forward width is a positive integer."""
     if width < 1:

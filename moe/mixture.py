@@ -12,11 +12,15 @@ their specs:
     )
 
 A forward pass with `mutable=["routing"]` records who went where, as the variable `choice` of that collection
-(`moe.routing.Choice`, stacked over layers by the encoder); of a layer that is called twice, as in tied towers,
-the last call stays. One that is given the collection, not mutable, replays it, to the bit.
+(`moe.routing.Choice`, stacked over layers by the encoder); of a layer that is called twice, as in tied
+towers, the last call stays. One that is given `replayed(recorded)` among its variables goes the same way, to
+the bit; its sums count only what was served.
 
 Dimensions: B batch, L length, D model width, G groups, S tokens of a group, R edges.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +28,16 @@ from flax import linen as nn
 
 from moe import groups, leakage
 from moe.dispatch import Dispatcher
-from moe.feed_forward import Aux, Carry, Context
-from moe.routing import Choice
+from moe.feed_forward import Aux, Carry, Context, check_no_sums
 from moe.sums import sums
 
-RECORDED = "routing"  # the collection of variables
+RECORDED, REPLAYED = "routing", "replay"  # collections of variables
+
+
+def replayed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables by which a forward pass goes the way of a recorded one: what that one returned
+    for `mutable=["routing"]`, in a collection of another name."""
+    return {REPLAYED: recorded[RECORDED]}
 
 
 class Mixture(nn.Module):
@@ -63,22 +72,27 @@ class Mixture(nn.Module):
         """Returns y of the shape and dtype of x, the carry as it came, and the sums of `moe.sums`.
 
         Raises:
-          ValueError: group_rows does not divide the batch, or a recorded routing is of another shape.
+          ValueError: group_rows does not divide the batch, a recorded routing is of another shape, or
+            `shared` gives sums.
         """
         x_GSD, tokens = groups.group(x_BLD, context, self.group_rows)
-        recording = self.is_mutable_collection(RECORDED)
-        # What a layer that is called twice has just recorded is nothing to replay.
-        replay = None if recording else self.get_variable(RECORDED, "choice")
+        replay = self.get_variable(REPLAYED, "choice")
+        if replay is not None and replay.num_experts != self.router.num_experts:
+            raise ValueError(
+                f"the recorded routing is of {replay.num_experts} experts; allowed: {self.router.num_experts}"
+            )
         routing = self.router(x_GSD, tokens, replay)
         valid_GR = jnp.take_along_axis(tokens.valid, routing.token, axis=1)
         routing = routing.replace(keep=routing.keep & valid_GR)
         plan = self.dispatcher.plan(routing, train=context.train)
-        if recording and not self.is_initializing():
-            self.put_variable(RECORDED, "choice", Choice(routing.token, routing.expert, plan.keep))
+        if self.is_mutable_collection(RECORDED) and not self.is_initializing():
+            self.put_variable(RECORDED, "choice", routing.replace(keep=plan.keep).choice)
         rows = self.experts(plan.dispatch(x_GSD), train=context.train)
         y_BLD = plan.combine(rows).reshape(x_BLD.shape)
         if self.shared is not None:
-            y_BLD = y_BLD + self.shared(x_BLD, context, ())[0]
+            shared_BLD, _, aux = self.shared(x_BLD, context, ())
+            check_no_sums(aux, "shared")
+            y_BLD = y_BLD + shared_BLD
         return y_BLD, carry, sums(routing, plan.keep, tokens, len(x_BLD))
 
     @nn.nowrap

@@ -125,4 +125,4 @@ def _weight_of_rows(weight_R, layout):
 
 
 def _take(x: jax.Array, indices: jax.Array) -> jax.Array:
-    return x.at[indices].get(mode="promise_in_bounds")
+    return jnp.asarray(x).at[indices].get(mode="promise_in_bounds")

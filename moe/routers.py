@@ -42,7 +42,9 @@ from moe.noise import jittered
 from moe.routing import Choice, Routing, replayed_choices, token_choice
 
 KERNEL_INIT = nn.initializers.lecun_normal()
-SMALLEST = 1e-20  # under a sum of weights, which may vanish when other parameters replay a routing
+# Under a sum of weights, which may vanish when other parameters replay a routing. A gradient divides by its
+# square, which is still a float32.
+SMALLEST = 1e-18
 
 
 class TopK(nn.Module):
@@ -130,7 +132,7 @@ def choose(
     Of experts with equal scores the first is chosen.
     """
     if replay is not None:
-        return replayed_choices(replay, score_GSE.shape[1])
+        return replayed_choices(replay, (*score_GSE.shape[:2], k))
     if limit is not None:
         score_GSE = limit(score_GSE, k)
     return jax.lax.top_k(score_GSE, k)[1], jnp.ones((1, 1, 1), bool)

@@ -21,11 +21,13 @@ class Choice:
       token: int32 [G, R], a token of the group.
       expert: int32 [G, R].
       keep: bool [G, R]; where False, token and expert are valid numbers that mean nothing.
+      num_experts: E.
     """
 
     token: jax.Array
     expert: jax.Array
     keep: jax.Array
+    num_experts: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -55,7 +57,7 @@ class Routing:
 
     @property
     def choice(self) -> Choice:
-        return Choice(self.token, self.expert, self.keep)
+        return Choice(self.token, self.expert, self.keep, self.num_experts)
 
 
 def token_choice(
@@ -91,19 +93,18 @@ def token_choice(
     )
 
 
-def replayed_choices(replay: Choice, num_tokens: int) -> tuple[jax.Array, jax.Array]:
+def replayed_choices(replay: Choice, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
     """Returns (expert int32 [G, S, K], keep bool [G, S, K]) of the recorded routing of a token choice.
 
     Raises:
-      ValueError: it was recorded of another number of tokens.
+      ValueError: it was recorded of other groups, tokens or choices.
     """
-    groups, routes = replay.expert.shape
-    if routes % num_tokens:
+    groups, tokens, choices = shape
+    if replay.expert.shape != (groups, tokens * choices):
         raise ValueError(
-            f"the recorded routing has {routes} edges a group; allowed: a multiple of the group's "
-            f"{num_tokens} tokens"
+            f"the recorded routing has the shape {replay.expert.shape}; allowed: "
+            f"{(groups, tokens * choices)}, {tokens} tokens of {choices} choices in each group"
         )
-    shape = (groups, num_tokens, routes // num_tokens)
     return replay.expert.reshape(shape), replay.keep.reshape(shape)
 
 

@@ -6,7 +6,7 @@ Dimensions: B batch, L length, D model width.
 import jax
 from flax import linen as nn
 
-from moe.feed_forward import Aux, Carry, Context, project
+from moe.feed_forward import Aux, Carry, Context, check_no_sums, project
 
 
 class Weighted(nn.Module):
@@ -31,4 +31,6 @@ class Weighted(nn.Module):
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:
         """Returns y of the shape and dtype of x, the carry as it came, and no sums."""
         weight_BL1 = jax.nn.sigmoid(project(1, x_BLD, False, "weight"))
-        return weight_BL1 * self.layer(x_BLD, context, ())[0], carry, {}
+        y_BLD, _, aux = self.layer(x_BLD, context, ())
+        check_no_sums(aux, "layer")
+        return weight_BL1 * y_BLD, carry, {}

@@ -38,6 +38,7 @@ class Sorted:
         Raises:
           ValueError: the mesh does not divide the groups, or splits weights over `tensor`.
         """
+        on_devices.check_no_tensor("Sorted")
         check_groups(len(routing.token))
         slots = self.capacity.slots(routing, train=train)
 

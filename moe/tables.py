@@ -222,7 +222,7 @@ def _look_up(table_XK: np.ndarray, row_GS: jax.Array, num_experts: int, replay: 
     weight_GS1 = 1 / jnp.maximum(keep_GSK.sum(-1, keepdims=True), 1)
     expert_GSK = jnp.maximum(expert_GSK, 0)
     if replay is not None:
-        expert_GSK, keep_GSK = replayed_choices(replay, row_GS.shape[1])
+        expert_GSK, keep_GSK = replayed_choices(replay, expert_GSK.shape)
     return token_choice(expert_GSK, jnp.broadcast_to(weight_GS1, expert_GSK.shape), keep_GSK, num_experts)
 
 

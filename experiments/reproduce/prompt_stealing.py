@@ -377,6 +377,9 @@ def _draw(figure: Figure, numbers: dict[str, Any]) -> None:
         )
         for x, _, each in points:
             left.loglog([x] * len(each), each, ".", color=line.get_color(), alpha=0.4)
+    at = sorted({*sizes["lengths"], *sizes["alphabets"]})
+    left.set_xticks(at, [str(x) for x in at])
+    left.set_xticks([], minor=True)
     left.set_xlabel("M or V")
     left.set_ylabel("queries a prompt")
     left.legend(fontsize=8)

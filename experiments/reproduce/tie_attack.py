@@ -40,7 +40,7 @@ from moe.capacity import Capacity
 from moe.dropless import Dropless
 from moe.expert_choice import ExpertChoice
 from moe.experts import Gated
-from moe.mixture import RECORDED, Mixture
+from moe.mixture import RECORDED, REPLAYED, Mixture
 from moe.one_hot import OneHot
 from moe.routers import TopK
 from moe.routing import Choice
@@ -367,7 +367,7 @@ def _forced(model, params, text_L, last, served_YLE):
     tokens_YLE = jnp.broadcast_to(jnp.arange(length)[None, :, None], served_YLE.shape)
     experts_YLE = jnp.broadcast_to(jnp.arange(experts)[None, None], served_YLE.shape)
     flat = lambda x: x.reshape(layers, 1, length * experts)
-    choice = Choice(flat(tokens_YLE), flat(experts_YLE), flat(served_YLE))
-    variables = {"params": params, RECORDED: {"block": {"feed_forward": {"choice": choice}}}}
+    choice = Choice(flat(tokens_YLE), flat(experts_YLE), flat(served_YLE), experts)
+    variables = {"params": params, REPLAYED: {"block": {"feed_forward": {"choice": choice}}}}
     encoded = model.apply(variables, _batch(text_L[None], last[None] + 1))
     return _logits(params, encoded.last[0, last])

@@ -129,7 +129,7 @@ def test_what_a_period_refuses():
 
     with pytest.raises(ValueError, match="every is 0; allowed: an integer of at least 1"):
         make(Period, dense, sparse, 0)
-    with pytest.raises(ValueError, match=r"dense is a block that gives sums \(count"):
+    with pytest.raises(ValueError, match=r"dense gives sums \(count"):
         make(Period, sparse, sparse, 2)
     with pytest.raises(ValueError, match=r"dense is PreNorm; allowed: one of backbones\.decoder_blocks"):
         make(DecoderPeriod, dense, sparse, 2)

@@ -142,3 +142,18 @@ def test_what_is_refused():
         balance.load_balancing({name: HAND[name] for name in ("count", "tokens")})
     with pytest.raises(ValueError, match=r"domains is \(0, 1\); allowed: \(\)"):
         balance.local_entropy({name: x for name, x in HAND.items() if name != "domains"}, domains=(0, 1))
+
+
+def test_what_is_not_there_has_a_finite_gradient():
+    """A domain without a token, and an expert whose probability has underflowed in every token."""
+    tokens = jnp.full((1, 2), 4.0)
+
+    def absent(probability):
+        sums = {"probability": probability, "tokens": tokens, "domains": jnp.array([0, 0])}
+        return balance.global_entropy(sums, domains=(0, 1))
+
+    def underflown(probability):
+        return balance.global_entropy({"probability": probability, "tokens": tokens}, threshold=1.0)
+
+    assert jnp.isfinite(jax.grad(absent)(jnp.ones((1, 2, 3)) * 4 / 3)).all()
+    assert jnp.isfinite(jax.grad(underflown)(jnp.array([[[4.0, 0, 0], [4.0, 0, 0]]]))).all()

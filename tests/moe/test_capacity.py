@@ -39,6 +39,8 @@ def test_slots_come_from_the_config_and_not_from_the_padding():
     assert Capacity(factor=1.0, tokens=3).slots(edges, train=True) == 2  # ceil(1 * 2 * 3 / 3)
     assert Capacity(factor=1.25, tokens=2).slots(edges, train=True) == 2  # ceil(1.25 * 2 * 2 / 3)
     assert Capacity(factor=9.0, tokens=3).slots(edges, train=True) == 3  # a token comes once: S is enough
+    many = token_choice(jnp.zeros((1, 100, 2), int), jnp.ones((1, 100, 2)), jnp.ones((1, 1, 1), bool), 10)
+    assert Capacity(factor=1.1, tokens=100).slots(many, train=True) == 22  # in floats a little more
     both = Capacity(factor=0.5, tokens=3, evaluation_factor=1.5)
     assert (both.slots(edges, train=True), both.slots(edges, train=False)) == (1, 3)
 

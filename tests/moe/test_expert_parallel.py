@@ -17,7 +17,7 @@ from moe.expert_parallel_dropless import RaggedAllToAll
 from moe.experts import Dense, Gated
 from moe.feed_forward import Context
 from moe.leakage import NONE, Dependence
-from moe.mixture import Mixture
+from moe.mixture import REPLAYED, Mixture
 from moe.one_hot import OneHot
 from moe.routers import TopK
 from training import collectives, hlo
@@ -66,7 +66,7 @@ def run(module, axes, params, choice=None, *, gradients=True):
     }
 
     def loss(params, x_BLD, valid_BL, choice):
-        variables = {"params": params} | ({} if choice is None else {"routing": {"choice": choice}})
+        variables = {"params": params} | ({} if choice is None else {REPLAYED: {"choice": choice}})
         context = Context(valid=valid_BL, train=True)
         (y_BLD, _, aux), kept = module.apply(variables, x_BLD, context, (), mutable=["routing"])
         return jnp.sum(jnp.sin(3 * y_BLD)), (y_BLD, aux["dropped"], kept["routing"]["choice"])

@@ -28,6 +28,7 @@ def test_tokens_of_groups_are_numbered_through_the_batch():
         token=jnp.array([[0, 0, 1, 1], [1, 0, 2, 2]]),
         expert=jnp.array([[5, 1, 0, 2], [3, 3, 1, 0]]),
         keep=jnp.array([[True, True, False, True], [True, True, True, False]]),
+        num_experts=6,
     )
     of = inspection.edges(choice, num_tokens=6)  # two groups of three
     assert of.token.tolist() == [0, 0, 1, 1, 4, 3, 5, 5]

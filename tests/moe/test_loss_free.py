@@ -163,3 +163,17 @@ def test_scores_are_float32_under_bfloat16(drawn):
 def test_k_is_one_to_all_experts():
     with pytest.raises(ValueError, match="k is 9; allowed: 1 to num_experts, 8"):
         LossFree(E, 9).init(jax.random.key(0), jnp.ones((1, 2, D)), tokens(2))
+
+
+@pytest.mark.parametrize("logit", [-40.0, -50.0, -120.0])
+def test_scores_that_vanish_have_finite_gradients(logit):
+    """Weights are divided by their sum, which underflows first."""
+    x = jnp.ones((1, 2, 1))
+    router = LossFree(3, 2)
+
+    def loss(kernel):
+        variables = {"params": {"score": {"kernel": kernel}}, "balance": {"bias": jnp.zeros(3)}}
+        routing = router.apply(variables, x, tokens(2))
+        return (routing.weight * jnp.arange(4.0)[None]).sum() + (routing.probabilities**2).sum()
+
+    assert jnp.isfinite(jax.grad(loss)(jnp.full((1, 3), logit))).all()

@@ -9,7 +9,7 @@ from flax import linen as nn
 from moe.capacity import Capacity
 from moe.experts import Dense, Gated
 from moe.feed_forward import Context
-from moe.mixture import Mixture
+from moe.mixture import Mixture, replayed
 from moe.one_hot import OneHot
 from moe.routers import TopK
 
@@ -93,14 +93,14 @@ def test_a_recorded_routing_is_replayed_to_the_bit():
     module = layer(dispatcher=OneHot(Capacity(factor=0.8, tokens=L)))
     params = module.init(jax.random.key(1), x, context, ())["params"]
     (y, _, aux), recorded = module.apply({"params": params}, x, context, (), mutable=["routing"])
-    again, _, _ = module.apply({"params": params, **recorded}, x, context, ())
+    again, _, _ = module.apply({"params": params, **replayed(recorded)}, x, context, ())
     np.testing.assert_array_equal(again, y)
 
     # Another input goes where the first one went, not where it would go itself.
     other = jax.random.normal(jax.random.key(5), x.shape)
-    _, _, replayed = module.apply({"params": params, **recorded}, other, context, ())
+    _, _, again = module.apply({"params": params, **replayed(recorded)}, other, context, ())
     _, _, free = module.apply({"params": params}, other, context, ())
-    np.testing.assert_array_equal(replayed["served"], aux["served"])
+    np.testing.assert_array_equal(again["served"], aux["served"])
     assert (free["served"] != aux["served"]).any()
 
 
@@ -151,3 +151,20 @@ def test_the_router_scores_in_float32_under_bfloat16():
     assert y.dtype == jnp.bfloat16
     assert aux["z"].dtype == jnp.float32
     np.testing.assert_array_equal(aux["z"], exact["z"])
+
+
+def test_a_shared_layer_that_gives_sums_is_refused():
+    """Its experts would be trained without balance."""
+    x, context = inputs()
+    with pytest.raises(ValueError, match="shared gives sums .*; allowed: a layer that gives none"):
+        layer(shared=layer()).init(jax.random.key(0), x, context, ())
+
+
+def test_a_recording_of_other_experts_is_refused():
+    x, context = inputs()
+    module = layer()
+    params = module.init(jax.random.key(1), x, context, ())["params"]
+    _, recorded = module.apply({"params": params}, x, context, (), mutable=["routing"])
+    choice = recorded["routing"]["choice"].replace(num_experts=E + 1)
+    with pytest.raises(ValueError, match=f"of {E + 1} experts; allowed: {E}"):
+        module.apply({"params": params, "replay": {"choice": choice}}, x, context, ())

@@ -18,15 +18,17 @@ def test_edges_of_a_token_choice_stand_token_by_token():
     assert routing.expert.tolist() == [[2, 0, 1, 2, 0, 1]]
     assert routing.keep.tolist() == [[True, True, False, False, True, True]]
     assert (routing.choices, routing.num_tokens, routing.num_experts) == (2, 3, 3)
-    expert, keep = replayed_choices(routing.choice, 3)
+    expert, keep = replayed_choices(routing.choice, (1, 3, 2))
     np.testing.assert_array_equal(expert, expert_GSK)
     assert keep.shape == (1, 3, 2)
 
 
 def test_a_recording_of_other_tokens_is_refused():
     edges = jnp.zeros((1, 6), jnp.int32)
-    with pytest.raises(ValueError, match="6 edges a group; allowed: a multiple of the group's 4 tokens"):
-        replayed_choices(Choice(edges, edges, edges > 0), 4)
+    recorded = Choice(edges, edges, edges > 0, 3)
+    for shape in ((1, 4, 2), (1, 6, 2), (1, 3, 1), (2, 3, 2)):
+        with pytest.raises(ValueError, match=r"has the shape \(1, 6\); allowed: "):
+            replayed_choices(recorded, shape)
 
 
 def test_a_tokens_key_depends_on_its_row_and_position_alone():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from moe import tables
+from moe.buffered import Buffered
 from moe.capacity import Capacity
 from moe.dropless import Dropless
 from moe.expert_choice import ExpertChoice
@@ -55,6 +56,7 @@ ROUTERS = {
 DISPATCHERS = {
     "OneHot": OneHot(CAPACITY),
     "Sorted": Sorted(CAPACITY),
+    "Buffered": Buffered(CAPACITY),
     "Dropless": Dropless(),
     "AllToAll": AllToAll(CAPACITY),
     "RaggedAllToAll": RaggedAllToAll(math.inf),
@@ -146,7 +148,7 @@ def run(dispatcher, router, axes):
 def check(dispatcher, router, axes):
     """Against the oracle with the same capacity, or with none where none is dropped."""
     y, keep, gradients = run(DISPATCHERS[dispatcher], router, axes)
-    drops = dispatcher in ("OneHot", "Sorted", "AllToAll")
+    drops = dispatcher in ("OneHot", "Sorted", "Buffered", "AllToAll")
     expected, served, slopes = run(OneHot(CAPACITY if drops else None), router, None)
     np.testing.assert_array_equal(keep, served)
     for ours, theirs in zip((y, *gradients), (expected, *slopes), strict=True):
