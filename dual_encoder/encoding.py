@@ -6,7 +6,7 @@ each gets all vectors.
 Letters: N texts, B batch, L length, D width.
 """
 
-import math
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from corpora import lengths
 from corpora.tokens import TokenTable
-from dual_encoder.task import Contrastive, group_rows, smallest_batch
+from dual_encoder.task import Contrastive, smallest_batch
 from dual_encoder.towers import DualEncoder
+from moe import leakage
 from training import mesh as meshes
 from training.activations import constrained
 from training.checkpoints import read_best
@@ -60,7 +61,11 @@ class Encoder:
         self.computed = self.tokens = 0
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
         parts = meshes.batch_parts(self._mesh)
-        self._multiple = math.lcm(parts, group_rows(model))
+        self._multiple = parts * leakage.group_rows(model)
+        # Each device serves its own groups; one of the whole batch has to be left to the compiler.
+        layers = [layer for layer, _ in leakage.of(model).values()]
+        whole = any(getattr(layer, "group_rows", 1) is None for layer in layers)
+        self._in_force = contextlib.nullcontext if whole else lambda: jax.set_mesh(self._mesh)
         self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * parts
         self._query = _Side(model, model.query, model.encode_query, self._mesh, activations)
         self._document = _Side(model, model.document, model.encode_document, self._mesh, activations)
@@ -126,7 +131,8 @@ class Encoder:
             padded_B = np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1)
             held = meshes.held_rows(size, self._mesh)
             batch = meshes.shard_batch(table.rectangle(padded_B[held], length), self._mesh, whole=False)
-            encoded_BD = np.asarray(side.encode(variables, batch))
+            with self._in_force():
+                encoded_BD = np.asarray(side.encode(variables, batch))
             if vectors_ND is None:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
             vectors_ND[rows_B] = encoded_BD[: len(rows_B)]

@@ -6,7 +6,6 @@ chunks of R rows.
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from dual_encoder import objectives
 from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
-from moe.auxiliary import Auxiliary
+from moe.auxiliary import Auxiliary, added, streams
 from training import mesh as meshes
 from training.task import Batch, Metrics, Others
 
@@ -31,15 +30,9 @@ SMALLEST_BATCH = {
 }
 
 
-def group_rows(model: Any) -> int:
-    """Returns what the rows of a batch must be a multiple of: those that the groups of sparse layers have."""
-    layers = [layer for layer, _ in leakage.of(model).values()]
-    return math.lcm(*(getattr(layer, "group_rows", None) or 1 for layer in layers))
-
-
 def smallest_batch(model: Any) -> dict[str, np.ndarray]:
     """Returns a batch that parameters can be shaped from: they depend on no batch size or length."""
-    return {name: np.repeat(x, group_rows(model), axis=0) for name, x in SMALLEST_BATCH.items()}
+    return {name: np.repeat(x, leakage.group_rows(model), axis=0) for name, x in SMALLEST_BATCH.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,16 +142,10 @@ class Contrastive:
         )
         measured = self._measure(query_BD, document_ND, labels_B, **counted) if self.measures else {}
         metrics = {**metrics, **measured, "temperature": temperature}
-        if bool(sums) != (self.auxiliary is not None):
-            raise ValueError(
-                "auxiliary is None, but layers of the model give sums; allowed: moe.auxiliary.Auxiliary"
-                if sums
-                else "auxiliary is given, but no layer of the model gives sums; allowed: None"
-            )
-        if self.auxiliary is not None:
-            added, more = self.auxiliary.loss(sums, others)
-            metrics = {**metrics, **more, "contrastive": loss}
-            loss = loss + added
+        more, of_sparse = added(self.auxiliary, sums, others)
+        if of_sparse:
+            metrics = {**metrics, **of_sparse, "contrastive": loss}
+            loss = loss + more
         return loss, (state, metrics)
 
     @property
@@ -182,9 +169,13 @@ class Contrastive:
         listed = batch["document_rows"].shape[1]
 
         def encode(batch, rng):
-            rngs = {"dropout": rng, "router": jax.random.fold_in(rng, 1)}
             return self.model.apply(
-                variables, queries(batch), documents(batch), train=train, rngs=rngs, method="with_sums"
+                variables,
+                queries(batch),
+                documents(batch),
+                train=train,
+                rngs=streams(rng),
+                method="with_sums",
             )
 
         if self.chunks == 1:

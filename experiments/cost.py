@@ -108,7 +108,8 @@ def _layers(layers: list[cost.Layer], config: Mapping[str, Any], topology: str |
         devices, parts = mesh.batch_parts(on), on.shape["expert"]
         places = [planning.place(device) for device in on.devices.flat]
         links, torus = chips.find(on.devices.flat[0]).links, roofline.torus_of(places)
-        members = tuple(np.arange(on.size).reshape(on.devices.shape)[0, 0, 0, 0].tolist())
+        along = np.moveaxis(np.arange(on.size).reshape(on.devices.shape), on.axis_names.index("expert"), -1)
+        members = tuple(along.reshape(-1, parts)[0].tolist())
 
         def exchange_seconds(operand_bytes):
             sent = collectives.sent("all-to-all", operand_bytes, parts)

@@ -24,9 +24,8 @@ from dual_encoder.encoding import Encoder
 from dual_encoder.retriever import FUSION_DEPTH
 from dual_encoder.trained import Trained
 from eval import fusion, measures, plots, results, runs, significance, trec
-from experiments import encode, run_dirs
+from experiments import encode, opening, run_dirs
 from index import exact, lexical, passages
-from moe import leakage
 from training import distributed, metrics
 
 if TYPE_CHECKING:
@@ -43,22 +42,12 @@ def evaluate(experiment: Experiment) -> results.Results:
     trained = Trained.of_run(
         experiment.run_dir, experiment.task, encoder, experiment.tokenizer, experiment.text
     )
-    _warn_of_leaks(experiment)
+    opening.warn_of_leaks(experiment.task.model, "vector")
     store = _encode_corpus(experiment, trained)
     with distributed.leader_first("the evaluation"):
         if distributed.is_leader():
             _evaluate(experiment, trained, store, started)
     return results.read(experiment.run_dir)
-
-
-def _warn_of_leaks(experiment: Experiment) -> None:
-    leaks = any(found.batch for _, found in leakage.of(experiment.task.model).values())
-    if leaks and distributed.is_leader():
-        print(
-            "warning: a text's vector depends on the texts that are encoded with it; the measures are those "
-            "of this batch size and order",
-            flush=True,
-        )
 
 
 def deepest(names: Sequence[str]) -> int:

@@ -2,18 +2,18 @@
 
 The fields of such a config, besides those of experiments.opening:
 
-    data        spec of a mixture of collections, see language_model.mixture
+    data        spec of collections, see language_model.domains
     batch       see experiments.language_settings.Batch
     task        spec of the Task, language_model.causal.Causal, with its model
     evaluation  see experiments.language_settings.Evaluation
 """
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from corpora import batches
@@ -22,11 +22,12 @@ from eval import results
 from experiments import language_evaluation, opening
 from experiments.cli import UsageError
 from experiments.language_settings import Batch, Evaluation
-from language_model import mixture
-from language_model.causal import Causal
-from language_model.mixture import Chunks, Mixture
-from language_model.order import MixtureOrder, weights_of
-from language_model.scoring import Scorer
+from language_model import domains
+from language_model.causal import Causal, batch_shapes
+from language_model.domains import Chunks, Domains
+from language_model.order import DomainOrder, weights_of
+from language_model.scoring import Scorer, perplexity
+from moe.leakage import DependenceError
 from training import distributed, loop, mesh
 from training.build import build, fill
 from training.profiling import Profile
@@ -71,14 +72,15 @@ class Experiment:
             )
         except ValueError as error:
             raise UsageError(f"config.evaluation: {error}") from None
+        self._check_task()
         self._tokenizer_spec = build(config["tokenizer"], "config.tokenizer")
         with distributed.leader_first("preparing the data"):
-            self.mixture: Mixture = build(config["data"], "config.data")
-        if not isinstance(self.mixture, Mixture):
+            self.domains: Domains = build(config["data"], "config.data")
+        if not isinstance(self.domains, Domains):
             raise UsageError(
-                f"config.data is {config['data'].get('name')!r}; allowed: language_model.mixture.mixture"
+                f"config.data is {config['data'].get('name')!r}; allowed: language_model.domains.held_out"
             )
-        print(self.mixture.summary(), flush=True)
+        print(self.domains.summary(), flush=True)
         self._chunks: dict[str, Chunks] = {}
 
     @functools.cached_property
@@ -90,23 +92,24 @@ class Experiment:
     def chunks(self, split: str) -> Chunks:
         """Returns the chunks of a split, tokenized when they are first asked for."""
         if split not in self._chunks:
-            self._chunks[split] = mixture.chunks(self.mixture, split, self.tokenizer, self.batch.length)
+            self._chunks[split] = domains.chunks(self.domains, split, self.tokenizer, self.batch.length)
         return self._chunks[split]
 
     def train(self, *, profile: Profile | None = None) -> TrainState:
         """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
+        self.chunks("test")  # what it lacks is known before the training, not after
         of, chunks = self.training, self.chunks("train")
         try:
-            order = MixtureOrder(
+            order = DomainOrder(
                 chunks.sizes.tolist(),
                 self.config["seed"],
-                weights=weights_of(self.mixture.weights, self.mixture.domains),
+                weights=weights_of(self.domains.weights, self.domains.names),
                 domain_rows=self.batch.domain_rows,
             )
         except ValueError as error:
             raise UsageError(f"config.batch: {error}") from None
         self._say(chunks, order)
-        make_batch = mixture.batches(chunks, self.batch.length)
+        make_batch = domains.batches(chunks, self.batch.length)
 
         def stream(first_step: int, in_use: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
             del in_use  # there are no tables
@@ -121,7 +124,7 @@ class Experiment:
 
         def describe(step: int) -> str:
             rows = order.rows(step, self.batch.batch_size)[:5]
-            names = self.mixture.document_ids("train")
+            names = self.domains.document_ids("train")
             ids = [names[document] for document in chunks.table.document_of_chunk[rows]]
             return f"documents {', '.join(ids)}{', ...' if self.batch.batch_size > 5 else ''}"
 
@@ -154,23 +157,40 @@ class Experiment:
             loss = -found_N.sum() / tokens_N.sum()
             yield BEST, -loss
             yield "dev/loss", loss
-            yield "dev/perplexity", math.exp(loss)
-            if len(self.mixture.domains) > 1:
-                for number, domain in enumerate(self.mixture.domains):
+            yield "dev/perplexity", perplexity(loss)
+            if len(self.domains.names) > 1:
+                for number, domain in enumerate(self.domains.names):
                     of_domain = chunks.domains == number
                     yield f"dev/loss/{domain}", -found_N[of_domain].sum() / tokens_N[of_domain].sum()
 
         return evaluate
 
-    def _say(self, chunks: Chunks, order: MixtureOrder) -> None:
+    def _check_task(self) -> None:
+        """Traces the loss of a microbatch from shapes alone, as only its layers know what fits them."""
+
+        def loss(batch: Mapping[str, jax.Array]) -> jax.Array:
+            key = jax.random.key(0)
+            return self.task.loss(*self.task.init(key, batch), batch, key, train=True)[0]
+
+        of = self.training
+        rows = self.batch.batch_size // of.schedule.microbatches
+        try:
+            with jax.set_mesh(of.mesh):
+                jax.eval_shape(loss, batch_shapes(rows, self.batch.length))
+        except DependenceError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"config.task: {error}") from error
+
+    def _say(self, chunks: Chunks, order: DomainOrder) -> None:
         shares = ", ".join(
             f"{domain} {size:,} ({share:.1%} of the rows)"
-            for domain, size, share in zip(self.mixture.domains, chunks.sizes, order.shares, strict=True)
+            for domain, size, share in zip(self.domains.names, chunks.sizes, order.shares, strict=True)
         )
         print(f"{len(chunks.table.tokens):,} tokens to train on; chunks: {shares}", flush=True)
 
     def _training_texts(self) -> Iterator[str]:
-        for domain in self.mixture.domains:
-            for document in self.mixture.documents("train", domain):
+        for domain in self.domains.names:
+            for document in self.domains.documents("train", domain):
                 yield document.title
                 yield document.text

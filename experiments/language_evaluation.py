@@ -12,7 +12,6 @@ documents plus one, stands beside each perplexity, to say what is little.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,9 @@ import jax
 import numpy as np
 
 from eval import results, trec
-from experiments import run_dirs
-from language_model.mixture import Chunks
+from experiments import opening, run_dirs
+from language_model.domains import ALL, Chunks
+from language_model.scoring import perplexity
 from language_model.trained import best
 from training import distributed, metrics
 
@@ -29,32 +29,25 @@ if TYPE_CHECKING:
     from experiments.language import Experiment
 
 SYSTEM = "language_model"
-ALL = "all"
 
 
 def evaluate(experiment: Experiment) -> results.Results:
     """Evaluates the run's best checkpoint and prints the table; see the module's docstring."""
     started = time.monotonic()
     of, run_dir = experiment.training, experiment.run_dir
-    step, params, state = best(
-        run_dir,
-        experiment.task,
-        of.mesh,
-        of.layout,
-        rows=experiment.evaluation.batch_size,
-        length=experiment.batch.length,
-    )
+    step, params, state = best(run_dir, experiment.task, of.mesh, of.layout)
+    opening.warn_of_leaks(experiment.task.model, "likelihood")
     chunks = experiment.chunks("test")
     found_N, tokens_N = experiment.scorer(params, state, chunks, title="scoring test")
     with distributed.leader_first("the evaluation"):
         if distributed.is_leader():
             unigram_N = _unigram(experiment.chunks("train"), chunks, experiment.tokenizer.vocab_size)
-            names = experiment.mixture.document_ids("test")
-            test = by_domain(experiment.mixture.domains, chunks, found_N, tokens_N, unigram_N)
+            names = experiment.domains.document_ids("test")
+            test = by_domain(experiment.domains.names, chunks, found_N, tokens_N, unigram_N)
             meta = {
                 **run_dirs.meta(experiment.config),
-                "data": experiment.mixture.summary(),
-                "corpus_hash": experiment.mixture.corpus_hash,
+                "data": experiment.domains.summary(),
+                "corpus_hash": experiment.domains.corpus_hash,
                 "best_step": step,
                 "parameters": sum(x.size for x in jax.tree.leaves(params)),
                 "test": test,
@@ -95,8 +88,8 @@ def by_domain(
         loss = -float(found_N[rows].sum()) / tokens
         return {
             "loss": loss,
-            "perplexity": math.exp(loss),
-            "unigram_perplexity": math.exp(-float(unigram_N[rows].sum()) / tokens),
+            "perplexity": perplexity(loss),
+            "unigram_perplexity": perplexity(-float(unigram_N[rows].sum()) / tokens),
             "tokens": tokens,
             "documents": len(np.unique(chunks.table.document_of_chunk[rows])),
         }
@@ -122,9 +115,13 @@ def _table(test: dict[str, dict[str, float]]) -> str:
             f"{part['documents']:,}",
             f"{part['tokens']:,}",
             f"{part['loss']:.4f}",
-            f"{part['perplexity']:.2f}",
-            f"{part['unigram_perplexity']:.2f}",
+            _short(part["perplexity"]),
+            _short(part["unigram_perplexity"]),
         ]
         for name, part in test.items()
     ]
     return results.markdown_table(header, rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 1e9 else f"{value:.2e}"

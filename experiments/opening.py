@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from corpora import tokenizer as tokenizers
 from corpora.tokenizer import TOKENIZER_FILE
 from experiments import settings
 from experiments.cli import UsageError
+from moe import leakage
 from training import checkpoints, distributed, loop, mesh, warm_start
 from training.build import build, fill
+from training.start import Initialize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +129,15 @@ def tokenizer(
     return made
 
 
-def initialize(init_from: settings.InitFrom, run_dir: Path) -> Callable[[Any], Any] | None:
-    """Returns the function that takes over the parameters of `init_from.run` and says what became of each, or
-    None where none is named."""
+def initialize(init_from: settings.InitFrom, run_dir: Path) -> Initialize | None:
+    """Returns the function that takes over the parameters and state of `init_from.run` and says what became
+    of each, or None where none is named."""
     if not init_from.run:
         return None
 
-    def take(params: Any) -> Any:
+    def take(params: Any, state: Any) -> tuple[Any, Any]:
         source = Path(init_from.run)
-        params, report = warm_start.load(params, source, init_from.rules)
+        params, state, report = warm_start.load(params, state, source, init_from.rules)
         print("\n".join([f"from {source}: {report.lines()[0]}", *report.lines()[1:]]), flush=True)
         if distributed.is_leader():
             (run_dir / "init_from.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
@@ -145,9 +148,19 @@ def initialize(init_from: settings.InitFrom, run_dir: Path) -> Callable[[Any], A
                 "other tokens here",
                 flush=True,
             )
-        return params
+        return params, state
 
     return take
+
+
+def warn_of_leaks(model: nn.Module, what: str) -> None:
+    """Prints a warning where `what` a text gets of a model depends on the texts that it is computed with."""
+    if any(found.batch for _, found in leakage.of(model).values()) and distributed.is_leader():
+        print(
+            f"warning: a text's {what} depends on the texts that are computed with it; the measures are "
+            "those of this batch size and order",
+            flush=True,
+        )
 
 
 def fields_named(spec: Any, where: str, name: str) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from corpora.tokenizer import Tokenizer
 from dual_encoder.encoding import best_variables
 from experiments import cli, contrastive, language, run_dirs
 from experiments.cli import UsageError
-from language_model import causal, mixture, trained
+from language_model import causal, domains, trained
 from moe import inspection
 from moe.inspection import Edges
 from moe.mixture import RECORDED
@@ -123,14 +123,12 @@ def _language_model(experiment: language.Experiment, documents: int, rows: int) 
     of, length = experiment.training, experiment.batch.length
     with cli.expecting(ValueError):
         mesh.check_rows(rows, of.mesh, what="--batch_size")
-        step, params, state = trained.best(
-            experiment.run_dir, experiment.task, of.mesh, of.layout, rows=rows, length=length
-        )
-    chunks, domains = experiment.chunks("test"), experiment.mixture.domains
-    counts = [len(experiment.mixture.rows[domain]["test"]) for domain in domains]
+    step, params, state = trained.best(experiment.run_dir, experiment.task, of.mesh, of.layout)
+    chunks, names = experiment.chunks("test"), experiment.domains.names
+    counts = [len(experiment.domains.rows[domain]["test"]) for domain in names]
     first = np.cumsum([0, *counts])[chunks.domains]
     chosen = np.flatnonzero(chunks.table.document_of_chunk - first < documents)
-    make = mixture.batches(chunks, length)
+    make = domains.batches(chunks, length)
 
     def batches() -> Batches:
         for rows_B in _rows(chosen, rows):
@@ -142,7 +140,7 @@ def _language_model(experiment: language.Experiment, documents: int, rows: int) 
         experiment.task.variables(params, state),
         of.mesh,
         experiment.tokenizer,
-        {domain: min(count, documents) for domain, count in zip(domains, counts, strict=True)},
+        {domain: min(count, documents) for domain, count in zip(names, counts, strict=True)},
         length,
         batches(),
         -(-len(chosen) // rows) * rows,

@@ -16,11 +16,10 @@ from corpora import tokenizer as tokenizers
 from corpora.tokenizer import TOKENIZER_FILE
 from experiments import cli, run_dirs
 from experiments.cli import UsageError
-from experiments.language_settings import Batch
 from language_model import sampling
 from language_model.causal import Causal
 from language_model.trained import best
-from training.build import build, fill
+from training.build import build
 from training.mesh import Layout, data_mesh
 
 
@@ -39,6 +38,7 @@ def main() -> None:
         "top_p", 1.0, "Draw from the likeliest tokens that make up p.", lower_bound=0.0, upper_bound=1.0
     )
     seed = command.integer("seed", 0, "Of the draws.", lower_bound=0)
+    domain = command.string("domain", None, "Of the texts, where a router goes by it: a collection's name.")
     allow = command.boolean(
         "allow_batch_dependence", "Sample also where experts make a text depend on the others."
     )
@@ -54,6 +54,7 @@ def main() -> None:
                 prompt.value,
                 count.value,
                 seed.value,
+                domain=domain.value,
                 allow_batch_dependence=allow.value,
                 **numbers,
             )
@@ -63,7 +64,9 @@ def main() -> None:
     command.run(sample)
 
 
-def of_run(run_dir: str | Path, prompt: str, count: int, seed: int, **numbers: float) -> list[str]:
+def of_run(
+    run_dir: str | Path, prompt: str, count: int, seed: int, *, domain: str | None = None, **numbers: float
+) -> list[str]:
     """Returns the texts, the prompt at their head as the tokenizer reads it.
 
     Args:
@@ -71,11 +74,12 @@ def of_run(run_dir: str | Path, prompt: str, count: int, seed: int, **numbers: f
       prompt: any text.
       count: how many.
       seed: of the draws.
+      domain: of the texts, one of the run's collections; None where the model reads none.
       **numbers: length, temperature, top_k, top_p and allow_batch_dependence of
         language_model.sampling.sample.
 
     Raises:
-      UsageError: there is no such run, or it is of another family.
+      UsageError: there is no such run, it is of another family, or has no such domain.
       CheckpointError: it has no checkpoint.
       DependenceError: a text depends on the others, and that is not allowed.
     """
@@ -83,14 +87,18 @@ def of_run(run_dir: str | Path, prompt: str, count: int, seed: int, **numbers: f
     task = build(config["task"], "config.task")
     if not isinstance(task, Causal):
         raise UsageError(f"{run_dir} is of {config['task']['name']}; allowed: a run of {Causal.__name__}")
-    batch = fill(Batch, config["batch"], "config.batch")
+    domains = sorted(config["data"].get("collections", ()))  # as language_model.domains numbers them
+    if domain is not None and domain not in domains:
+        raise UsageError(f"--domain is {domain!r}; allowed: {', '.join(domains)}")
     mesh = data_mesh(jax.local_devices()[:1])
-    _, params, state = best(run_dir, task, mesh, Layout(), rows=batch.batch_size, length=batch.length)
+    _, params, state = best(run_dir, task, mesh, Layout())
     tokenizer = tokenizers.load(str(Path(run_dir) / TOKENIZER_FILE))
     (ids,) = tokenizer.encode([prompt], 2**31 - 1)
     begun = np.tile(np.array([tokenizer.cls_id, *ids], np.int32), (count, 1))
+    domains_B = None if domain is None else np.full(count, domains.index(domain), np.int32)
     sample = jax.jit(functools.partial(sampling.sample, task.model, end_id=tokenizer.sep_id, **numbers))
-    made, _ = sample(task.variables(params, state), begun, np.ones_like(begun), jax.random.key(seed))
+    variables, key = task.variables(params, state), jax.random.key(seed)
+    made, _ = sample(variables, begun, np.ones_like(begun), key, domains_B=domains_B)
     return [tokenizer.decode([*ids, *new]) for new in np.asarray(made).tolist()]
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from moe.auxiliary import Auxiliary
+from moe.auxiliary import Auxiliary, added, streams
 from training.task import Batch, Metrics, Others
 
 _READ = ("tokens", "mask", "segments", "positions", "domains")  # of the batch, by the model
@@ -64,17 +64,8 @@ class Causal:
         output = self._apply(params, state, batch, rng, train=train)
         found_BL, valid_BL = _log_likelihood(output.logits, batch)
         loss = -found_BL.sum() / jnp.maximum(valid_BL.sum(), 1).astype(jnp.float32)
-        if bool(output.aux) != (self.auxiliary is not None):
-            raise ValueError(
-                f"auxiliary is None, but layers of the model give sums ({', '.join(sorted(output.aux))}); "
-                "allowed: such as moe.auxiliary.Auxiliary"
-                if output.aux
-                else "auxiliary is given, but no layer of the model gives sums; allowed: None"
-            )
-        if self.auxiliary is None:
-            return loss, (state, {"cross_entropy": loss})
-        added, metrics = self.auxiliary.loss(_by_place(output, batch), others)
-        return loss + added, (state, {**metrics, "cross_entropy": loss})
+        more, metrics = added(self.auxiliary, _by_place(output, batch), others)
+        return loss + more, (state, {**metrics, "cross_entropy": loss})
 
     @property
     def accumulation(self) -> str | None:
@@ -90,8 +81,8 @@ class Causal:
         return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
 
     def _apply(self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Any:
-        rngs = {"dropout": rng, "router": jax.random.fold_in(rng, 1)}
-        return self.model.apply(self.variables(params, state), read(batch), train=train, rngs=rngs)
+        variables = self.variables(params, state)
+        return self.model.apply(variables, read(batch), train=train, rngs=streams(rng))
 
     def score(self, params: Any, state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns the log-likelihood of each row in nats, float32 [B], and its tokens, int32 [B]; without
@@ -112,7 +103,9 @@ def read(batch: Batch) -> dict[str, jax.Array]:
 
 def _by_place(output: Any, batch: Batch) -> dict[str, dict[str, jax.Array]]:
     """The sums of the model's layers, at the place of a model that is one stack; with the rows' domains where
-    there are some."""
+    there are some. {} of a dense model."""
+    if not output.aux:
+        return {}
     domains = {"domains": batch["domains"]} if "domains" in batch else {}
     return {"": {**output.aux, **domains}}
 

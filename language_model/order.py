@@ -13,7 +13,7 @@ from corpora.batches import Order
 _ROUNDS = 2  # tells the random numbers of rounds from those of epochs and windows
 
 
-class MixtureOrder:
+class DomainOrder:
     """The global order of chunks: domains take turns as they are weighed, each in a shuffle of its own.
 
     The rows of all batches are one sequence of blocks of `domain_rows` rows of one domain. A round has as

@@ -22,10 +22,11 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    domains_B: jax.Array | None = None,
     allow_batch_dependence: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Goes on with each prompt until the end token or the length. A pure function; give it to jax.jit with
-    everything from `length` on, and the model, fixed.
+    everything from `length` on but `domains_B`, and the model, fixed.
 
     The token at a place depends on the key, the number of its row and the place: not on how many other rows
     there are, as far as the model's logits do not.
@@ -39,6 +40,8 @@ def sample(
       length: N, new tokens at most.
       end_id: the token that ends a text; another than any in the vocabulary, such as -1, for none.
       temperature, top_k, top_p: see `restrict`; a temperature of 0 takes the likeliest token.
+      domains_B: int32, the domain of each text, for a model that reads it, such as one with the router
+        `moe.tables.ByDomain`; None for none.
       allow_batch_dependence: whether a text may depend on the others, see `moe.leakage`.
 
     Returns:
@@ -46,12 +49,13 @@ def sample(
       is (temperature 1, nothing left out), float32 [B, N], 0 behind the end.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or the model reads domains and there are none.
       DependenceError: a text depends on the others in the batch, and that is not allowed.
     """
     check(length=length, temperature=temperature, top_k=top_k, top_p=top_p)
     batch, prompt = tokens_BP.shape
     rows_B = jnp.arange(batch)
+    domains = {} if domains_B is None else {"domains": domains_B}
 
     def choose(logits_BV: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
         if temperature == 0:
@@ -64,7 +68,7 @@ def sample(
         return token_B, own_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
     def step(tokens_BL: jax.Array, mask_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        read = {"tokens": tokens_BL, "mask": mask_BL}
+        read = {"tokens": tokens_BL, "mask": mask_BL, **domains}
         decoded, cache = model.apply(variables, read, cache, method="step")
         return decoded.logits, cache
 

@@ -5,15 +5,17 @@ Where a mesh spans several processes, they make the same calls at the same time,
 Letters: B rows of a batch, N chunks.
 """
 
+import math
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from language_model import mixture
+from language_model import domains
 from language_model.causal import Causal
-from language_model.mixture import Chunks
+from language_model.domains import Chunks
 from training import mesh as meshes
 from training.activations import constrained
 from training.mesh import Layout
@@ -53,7 +55,7 @@ class Scorer:
         """
         count, size = len(chunks.table), self._batch_size
         found_N, tokens_N = np.zeros(count), np.zeros(count, np.int64)
-        make = mixture.batches(chunks, self._length)
+        make = domains.batches(chunks, self._length)
         held = meshes.held_rows(size, self._mesh)
         progress = Progress(count, unit="chunk", title=title) if title else None
         for start in range(0, count, size):
@@ -70,3 +72,16 @@ class Scorer:
         if progress:
             progress.close()
         return found_N, tokens_N
+
+
+def perplexity(loss: float) -> float:
+    """Returns e to the loss, in nats a token; the largest float where a diverged model's is beyond it (709
+    nats), so that it can be written as JSON.
+
+    >>> perplexity(0.0)
+    1.0
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return sys.float_info.max

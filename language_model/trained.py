@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from language_model.causal import Causal, batch_shapes
+from moe import leakage
 from training import rules
 from training.checkpoints import read_best
 from training.mesh import Layout
@@ -14,9 +15,7 @@ from training.start import placed
 from training.task import TrainState
 
 
-def best(
-    run_dir: str | Path, task: Causal, mesh: Mesh, layout: Layout, *, rows: int, length: int
-) -> tuple[int, Any, Any]:
+def best(run_dir: str | Path, task: Causal, mesh: Mesh, layout: Layout) -> tuple[int, Any, Any]:
     """Returns (step, parameters, state) of a run's best checkpoint, which lie as the layout says.
 
     Args:
@@ -24,13 +23,12 @@ def best(
       task: its Task.
       mesh: the devices.
       layout: where parameters lie on them; it need not be that of the training.
-      rows, length: of a batch that the model takes.
 
     Raises:
       CheckpointError: there is none, or it does not fit the model.
     """
-    with jax.set_mesh(mesh):
-        params, state = jax.eval_shape(task.init, jax.random.key(0), batch_shapes(rows, length))
+    smallest = batch_shapes(leakage.group_rows(task.model), 1)  # shapes depend on no rows, length or devices
+    params, state = jax.eval_shape(task.init, jax.random.key(0), smallest)
     like = TrainState(step=(), params=params, state=state, opt_state=())
     like = placed(like, rules.shardings(like, mesh, layout.parameters))
     return read_best(Path(run_dir) / "checkpoints", like.params, like.state)

@@ -26,9 +26,7 @@ import jax.numpy as jnp
 from moe.balance import Sums, of
 from moe.loss_free import COLLECTION
 from training import paths
-from training.task import Metrics, Others
-
-ALONE, RUNNING, TWO_PASS = ACCUMULATIONS = ("alone", "running", "two_pass")
+from training.task import ACCUMULATIONS, RUNNING, TWO_PASS, Metrics, Others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +136,34 @@ class Auxiliary:
         if self.accumulation == TWO_PASS:
             return {name: _whole(local[name], others.all[place][name], others.number) for name in local}
         return local
+
+
+def added(
+    auxiliary: Auxiliary | None, sums: Mapping[str, Sums], others: Others | None
+) -> tuple[jax.Array | float, Metrics]:
+    """Returns what sparse layers add to a Task's loss, and metrics; 0 and none for a dense model.
+
+    Args:
+      auxiliary: of the Task.
+      sums: by place, see the module; {} where no layer gives any.
+      others: see `Auxiliary.loss`.
+
+    Raises:
+      ValueError: there are sums and no `auxiliary`, or the other way round.
+    """
+    if bool(sums) != (auxiliary is not None):
+        raise ValueError(
+            "auxiliary is None, but layers of the model give sums; allowed: moe.auxiliary.Auxiliary"
+            if sums
+            else "auxiliary is given, but no layer of the model gives sums; allowed: None"
+        )
+    return (0.0, {}) if auxiliary is None else auxiliary.loss(sums, others)
+
+
+def streams(rng: jax.Array) -> dict[str, jax.Array]:
+    """Returns the random streams of a model: of dropout, and of routers. A dense model's dropout is that of
+    `rng` itself."""
+    return {"dropout": rng, "router": jax.random.fold_in(rng, 1)}
 
 
 def _whole(local: jax.Array, all_M: jax.Array, number: jax.Array) -> jax.Array:

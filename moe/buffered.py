@@ -11,6 +11,7 @@ Dimensions: G groups (g of a device), S tokens of a group, R edges, E experts, C
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,6 @@ from moe.dispatch import Buffers
 from moe.leakage import Dependence
 from moe.permute import Layout
 from moe.routing import Routing
-from moe.sorted import check_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Buffered:
     """
 
     capacity: Capacity
+    exchanges: ClassVar[bool] = False
 
     def plan(self, routing: Routing, *, train: bool) -> "BufferedPlan":
         """See `moe.dispatch.Dispatcher`.
@@ -42,10 +43,9 @@ class Buffered:
         Raises:
           ValueError: the mesh does not divide the groups.
         """
-        check_groups(len(routing.token))
+        on_devices.check_groups(len(routing.token))
         slots = self.capacity.slots(routing, train=train)
-        bare = routing.replace(logits=None, probabilities=None)
-        layout, keep_GR = on_devices.run(lambda routing: self._layout(routing, slots), bare)
+        layout, keep_GR = on_devices.run(lambda routing: self._layout(routing, slots), routing.bare())
         return BufferedPlan(keep_GR, routing.weight, layout, routing.num_experts, routing.num_tokens, slots)
 
     def dependence(self, train: bool) -> Dependence:
@@ -78,7 +78,7 @@ class Buffered:
             keep_GR.reshape(-1),
             routing.choices,
         )
-        return jax.tree.map(lambda x: x[None], layout), keep_GR
+        return on_devices.stacked(layout), keep_GR
 
 
 @struct.dataclass
@@ -106,15 +106,14 @@ class BufferedPlan:
 
         def fill(layout, x_GSD):
             width = x_GSD.shape[-1]
-            layout = jax.tree.map(lambda x: x[0], layout)
-            values_ND = permute.spread(x_GSD.reshape(-1, width), layout)
-            return values_ND.reshape(1, self.num_experts, -1, width)
+            values_ND = permute.spread(x_GSD.reshape(-1, width), on_devices.unstacked(layout))
+            return on_devices.stacked(values_ND.reshape(self.num_experts, -1, width))
 
         return Buffers(on_devices.run(fill, self.layout, x_GSD))
 
     def combine(self, rows: Buffers) -> jax.Array:
         def collect(layout, weight_GR, values_MECD):
-            layout = jax.tree.map(lambda x: x[0], layout)
+            layout = on_devices.unstacked(layout)
             width = values_MECD.shape[-1]
             tokens = len(weight_GR) * self.num_tokens
             y_TD = permute.collect(values_MECD.reshape(-1, width), weight_GR.reshape(-1), layout, tokens)

@@ -87,7 +87,8 @@ class Capacity:
         known that these are the later ones."""
         if self._factor(train) == math.inf:
             return NONE
-        return Dependence(later=self.priority is not by_position, earlier=True)
+        function = getattr(self.priority, "func", self.priority)  # a config's is a partial
+        return Dependence(later=function is not by_position, earlier=True)
 
     def _factor(self, train: bool) -> float:
         return self.factor if train or self.evaluation_factor is None else self.evaluation_factor

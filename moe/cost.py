@@ -25,7 +25,6 @@ Dimensions: E experts, T tokens, N places, D width; G groups, S tokens of a grou
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,8 +32,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from moe.expert_parallel import AllToAll
-from moe.expert_parallel_dropless import RaggedAllToAll
 from moe.mixture import Mixture
 from moe.routing import Routing
 from training import paths
@@ -111,10 +108,11 @@ def sparse_layers(function: Callable, params: Any, *args: Any) -> list[Layer]:
       params: shapes of its parameters, with those of the model under "model".
       *args: shapes.
     """
+    leaves = dict(zip(paths.paths(params["model"]), jax.tree.leaves(params["model"]), strict=True))
     sizes: dict[str, tuple[int, ...]] = {}  # by module: the shape of its last input
     routings: dict[str, Routing] = {}
     travels: dict[str, bool] = {}
-    calls: dict[tuple[int, str], Any] = {}  # by call of a stack and module: rows. A stack is traced twice
+    calls: dict[tuple[int, str], Layer] = {}  # by call of a stack and module; a stack is traced twice
     stacks = [0]
     count = iter(range(1, 1 << 30))
 
@@ -128,10 +126,20 @@ def sparse_layers(function: Callable, params: Any, *args: Any) -> list[Layer]:
         if hasattr(first, "shape"):
             sizes[path] = first.shape
         if isinstance(module, Mixture):
-            travels[path] = isinstance(module.dispatcher, AllToAll | RaggedAllToAll)
-        parent = "/".join(context.module.path[:-1])
-        if path.endswith("experts") and hasattr(first, "matmul"):
-            calls[stacks[-1], parent] = first, sizes[parent], routings.get(parent)
+            travels[path] = module.dispatcher.exchanges
+        parent = "/".join(module.path[:-1])
+        if module.path[-1:] == ("experts",) and hasattr(first, "matmul"):
+            held = sum(leaf.size for name, leaf in leaves.items() if name.startswith(f"{path}/"))
+            seen = sum(leaf.size for leaf in jax.tree.leaves(module.variables.get("params", {})))
+            calls[stacks[-1], parent] = Layer(
+                path=parent,
+                copies=held // seen if seen else 1,  # a stack calls one layer at a time
+                num_experts=first.num_experts,
+                tokens=sizes[parent][0] * sizes[parent][1],
+                weights=seen // first.num_experts,
+                exchanged=travels.get(parent, False),
+                **_rows(first.values, routings.get(parent)),
+            )
         found = call(*given, **named)
         if isinstance(found, Routing):
             routings[parent] = found
@@ -141,39 +149,14 @@ def sparse_layers(function: Callable, params: Any, *args: Any) -> list[Layer]:
 
     with nn.intercept_methods(watch):
         jax.eval_shape(function, params, *args)
-    leaves = dict(zip(paths.paths(params["model"]), jax.tree.leaves(params["model"]), strict=True))
-    return [
-        _layer(path, rows, shape, routing, travels.get(path, False), leaves)
-        for (_, path), (rows, shape, routing) in calls.items()
-    ]
+    return list(calls.values())
 
 
-def _layer(
-    path: str,
-    rows: Any,
-    shape: tuple[int, ...],
-    routing: Routing | None,
-    exchanged: bool,
-    leaves: Mapping[str, Any],
-) -> Layer:
-    weights = [leaf for name, leaf in leaves.items() if name.startswith(f"{path}/experts/")]
-    # A kernel [copies, E, D, F] has two axes for a row's product, a bias [copies, E, F] one.
-    kernels = [leaf for name, leaf in leaves.items() if re.match(rf"{path}/experts/(in|gate|out)$", name)]
-    copies = math.prod(kernels[0].shape[:-3])
-    width = rows.values.shape[-1]
-    places = rows.values.size // width
-    return Layer(
-        path=path,
-        copies=copies,
-        num_experts=rows.num_experts,
-        tokens=shape[0] * shape[1],
-        edges=places if routing is None else routing.token.size,
-        places=places,
-        width=width,
-        itemsize=rows.values.dtype.itemsize,
-        weights=sum(leaf.size for leaf in weights) // (copies * rows.num_experts),
-        exchanged=exchanged,
-    )
+def _rows(values: jax.Array, routing: Routing | None) -> dict[str, int]:
+    """What a layer's rows tell of it."""
+    places, width = values.size // values.shape[-1], values.shape[-1]
+    edges = places if routing is None else routing.token.size
+    return dict(edges=edges, places=places, width=width, itemsize=values.dtype.itemsize)
 
 
 def kind(path: str) -> str:

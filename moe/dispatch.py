@@ -13,12 +13,13 @@ Dimensions: G groups, S tokens of a group, R edges, E experts, C capacity, D, F 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from moe.leakage import Dependence
 from moe.routing import Routing
 
 
@@ -66,8 +67,20 @@ class Plan(Protocol):
 
 
 class Dispatcher(Protocol):
+    """See above.
+
+    Attributes:
+      exchanges: whether tokens travel to the devices of their experts; see `moe.cost`.
+    """
+
+    exchanges: ClassVar[bool]
+
     def plan(self, routing: Routing, *, train: bool) -> Plan:
         """Decides who is served."""
+        ...
+
+    def dependence(self, train: bool) -> Dependence:
+        """What else the output of a token depends on, among the tokens of its group; see `moe.leakage`."""
         ...
 
 

@@ -9,21 +9,19 @@ Dimensions: G groups, S tokens of a group, E experts, D, F widths; M devices, an
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from moe import on_devices, permute
 from moe.grouped_matmul import grouped_matmul
 from moe.leakage import NONE, Dependence
 from moe.permute import Layout
 from moe.routing import Routing
-
-Matmul = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+from moe.sorted_rows import Matmul, SortedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Dropless:
     """
 
     matmul: Matmul = grouped_matmul
+    exchanges: ClassVar[bool] = False
 
     def plan(self, routing: Routing, *, train: bool) -> "DroplessPlan":
         """See `moe.dispatch.Dispatcher`.
@@ -50,11 +49,9 @@ class Dropless:
         token_MR = _tokens_of_devices(routing, devices)
         expert_MR, keep_MR = (x.reshape(token_MR.shape) for x in (routing.expert, routing.keep))
 
-        def sort(token_MR, expert_MR, keep_MR):
-            made = sorted_by_expert(
-                token_MR[0], expert_MR[0], keep_MR[0], routing.num_experts, routing.choices
-            )
-            return jax.tree.map(lambda x: x[None], made)
+        def sort(*edges_MR):
+            edges_R = on_devices.unstacked(edges_MR)
+            return on_devices.stacked(sorted_by_expert(*edges_R, routing.num_experts, routing.choices))
 
         layout, sizes_ME = on_devices.run(sort, token_MR, expert_MR, keep_MR)
         weight_MR = routing.weight.reshape(token_MR.shape)
@@ -76,6 +73,7 @@ class DroplessPlan:
       layout: of each device, [M, R].
       sizes: int32 [M, E], how many rows each expert has.
       num_tokens: S.
+      product: see `Dropless.matmul`.
     """
 
     keep: jax.Array
@@ -85,62 +83,24 @@ class DroplessPlan:
     num_tokens: int = struct.field(pytree_node=False)
     product: Matmul = struct.field(pytree_node=False)
 
-    def dispatch(self, x_GSD: jax.Array) -> "SortedRows":
+    def dispatch(self, x_GSD: jax.Array) -> SortedRows:
         x_MTD = x_GSD.reshape(len(self.sizes), -1, x_GSD.shape[-1])
-        values_MRD = on_devices.run(
-            lambda x, layout: permute.spread(x[0], _only(layout))[None], x_MTD, self.layout
-        )
-        return SortedRows(values_MRD, self.sizes, self.product)
 
-    def combine(self, rows: "SortedRows") -> jax.Array:
+        def spread(*parts):
+            return on_devices.stacked(permute.spread(*on_devices.unstacked(parts)))
+
+        values_MRD = on_devices.run(spread, x_MTD, self.layout)
+        return SortedRows(values_MRD, self.sizes, self.sizes.shape[1], self.product)
+
+    def combine(self, rows: SortedRows) -> jax.Array:
         groups, tokens = len(self.keep), self.num_tokens
         of_device = groups * tokens // len(self.sizes)
 
-        def collect(values_MRD, weight_MR, layout):
-            return permute.collect(values_MRD[0], weight_MR[0], _only(layout), of_device)[None]
+        def collect(*parts):
+            return on_devices.stacked(permute.collect(*on_devices.unstacked(parts), of_device))
 
         y_MTD = on_devices.run(collect, rows.values, self.weight, self.layout)
         return y_MTD.reshape(groups, tokens, rows.values.shape[-1])
-
-
-@struct.dataclass
-class SortedRows:
-    """See `moe.dispatch.Rows`. Rows are sorted by expert on each device; those of no expert come last.
-
-    Attributes:
-      values: float [M, R, D].
-      sizes: int32 [M, E], how many rows each expert has.
-      product: see `Dropless.matmul`.
-    """
-
-    values: jax.Array
-    sizes: jax.Array
-    product: Matmul = struct.field(pytree_node=False)
-
-    @property
-    def num_experts(self) -> int:
-        return self.sizes.shape[1]
-
-    def matmul(self, w_EDF: jax.Array) -> "SortedRows":
-        return self.replace(values=self._times(self.values, w_EDF))
-
-    def add(self, b_EF: jax.Array) -> "SortedRows":
-        # As a product with 1, its gradient is a sum over an expert's rows that has no scatter.
-        ones_MR1 = jnp.ones_like(self.values[:, :, :1])
-        return self.replace(values=self.values + self._times(ones_MR1, b_EF[:, None, :]))
-
-    def map(self, function: Callable[..., jax.Array], *others: "SortedRows") -> "SortedRows":
-        return self.replace(values=function(self.values, *(other.values for other in others)))
-
-    def _times(self, values_MRD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-        by_device = on_devices.groups_spec()
-        return on_devices.run(
-            lambda x, w, sizes: self.product(x[0], w, sizes[0])[None],
-            values_MRD,
-            w_EDF,
-            self.sizes,
-            given=(by_device, PartitionSpec(), by_device),
-        )
 
 
 def sorted_by_expert(
@@ -157,36 +117,30 @@ def sorted_by_expert(
     Returns:
       the layout with R rows, and int32 [E], how many rows each expert has.
     """
-    edges = len(token_R)
-    edge_R = jnp.arange(edges, dtype=jnp.int32)
+    edge_R = jnp.arange(len(token_R), dtype=jnp.int32)
     expert_R = jnp.where(keep_R, expert_R, num_experts)
-    if (num_experts + 1) * edges < 2**31:
-        # Edge and expert in one number: XLA on a CPU sorts it 6 times as fast as a pair.
-        order_R = lax.sort(expert_R * edges + edge_R) % edges
-    else:
-        order_R = jnp.argsort(expert_R, stable=True).astype(jnp.int32)
+    order_R = _order(expert_R, num_experts)
     row_R = jnp.zeros_like(order_R).at[order_R].set(edge_R, unique_indices=True)
     size_E = jnp.zeros(num_experts, jnp.int32).at[expert_R].add(1, mode="drop")
     return Layout(token_R, order_R, edge_R < size_E.sum(), row_R, keep_R, choices), size_E
+
+
+def _order(expert_R: jax.Array, num_experts: int) -> jax.Array:
+    """int32 [R], the edges by expert, of which there are E and the one of those that are not kept."""
+    edges = len(expert_R)
+    if (num_experts + 1) * edges >= 2**31:
+        return jnp.argsort(expert_R, stable=True).astype(jnp.int32)
+    # Edge and expert in one number: XLA on a CPU sorts it 6 times as fast as a pair.
+    return lax.sort(expert_R * edges + jnp.arange(edges, dtype=jnp.int32)) % edges
 
 
 def _tokens_of_devices(routing: Routing, devices: int) -> jax.Array:
     """int32 [M, R], the token of each edge among those of its device."""
     groups, tokens = len(routing.token), routing.num_tokens
     if routing.choices:  # edges are in order of tokens, wherever a group ends
-        if groups * tokens % devices:
-            raise ValueError(_undivided(f"{groups * tokens} tokens", devices))
+        on_devices.check_groups(groups * tokens, "tokens")
         token_R = jnp.arange(groups * tokens // devices, dtype=jnp.int32).repeat(routing.choices)
         return jnp.broadcast_to(token_R[None], (devices, len(token_R)))
-    if groups % devices:
-        raise ValueError(_undivided(f"{groups} groups, in which experts choose,", devices))
+    on_devices.check_groups(groups, "groups in which experts choose")
     first_G = jnp.arange(groups, dtype=jnp.int32) % (groups // devices) * tokens
     return (routing.token + first_G[:, None]).reshape(devices, -1)
-
-
-def _undivided(what: str, devices: int) -> str:
-    return f"the batch has {what} which the {devices} devices of the batch axes do not divide"
-
-
-def _only(layout: Layout) -> Layout:
-    return jax.tree.map(lambda x: x[0], layout)

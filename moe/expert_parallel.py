@@ -19,6 +19,7 @@ M devices along the other batch axes, N = n g C places of an expert, D width.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from flax import struct
@@ -40,6 +41,7 @@ class AllToAll:
     """
 
     capacity: Capacity
+    exchanges: ClassVar[bool] = True
 
     def plan(self, routing: Routing, *, train: bool) -> "AllToAllPlan":
         """See `moe.dispatch.Dispatcher`.
@@ -47,10 +49,11 @@ class AllToAll:
         Raises:
           ValueError: the mesh does not divide the groups or the experts.
         """
-        on_devices.check_divides(len(routing.token), routing.num_experts)
+        on_devices.check_groups(len(routing.token))
+        on_devices.check_experts(routing.num_experts)
         here = Buffered(self.capacity)
-        bare = routing.replace(logits=None, probabilities=None)
-        return AllToAllPlan(on_devices.run(lambda routing: here.plan(routing, train=train), bare))
+        plans = on_devices.run(lambda routing: here.plan(routing, train=train), routing.bare())
+        return AllToAllPlan(plans)
 
     def dependence(self, train: bool) -> Dependence:
         """See `moe.leakage`."""

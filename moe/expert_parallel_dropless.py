@@ -15,23 +15,18 @@ Unlike a capacity, which is of a group, the buffer is of a device: with a factor
 depends on the mesh, and on the whole batch, though on no later token of the same text.
 
 A device sorts its edges by expert, tells the others how many it has for each (4 E bytes), and sends
-(`jax.lax.ragged_all_to_all`). What arrives is sorted by expert once more, and `moe.grouped_matmul` multiplies
-it with the weights of the device: the grouped products of Gale et al. (2023), "MegaBlocks: Efficient Sparse
-Training with Mixture-of-Experts", under expert parallelism. A layer sends its rows twice forward and twice
-backward; where its forward pass is computed again (`backbones.remat`), twice more.
-
-XLA has no such operation on a CPU. There all rows are gathered and each device takes its own: the same
-values, for tests.
+(`moe.exchange`). What arrives is sorted by expert once more, and `moe.grouped_matmul` multiplies it with the
+weights of the device: the grouped products of Gale et al. (2023), "MegaBlocks: Efficient Sparse Training with
+Mixture-of-Experts", under expert parallelism. A layer sends its rows twice forward and twice backward; where
+its forward pass is computed again (`backbones.remat`), twice more.
 
 Dimensions: G groups, S tokens of a group, R edges of a group, E experts, D, F widths; M devices, and of each
 T tokens, N edges, e experts, P places of the buffer; n devices along `expert`.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +34,12 @@ from flax import struct
 
 from moe import on_devices, permute
 from moe.dropless import sorted_by_expert
+from moe.exchange import Routes, exchange, reordered
 from moe.grouped_matmul import grouped_matmul
 from moe.leakage import NONE, Dependence
 from moe.permute import Layout
 from moe.routing import Routing
+from moe.sorted_rows import Matmul, SortedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +49,7 @@ class RaggedAllToAll:
     Attributes:
       buffer_factor: rows that a device has room for, over its own edges; infinity for all that can come.
       evaluation_factor: the same where nothing is trained; None for buffer_factor.
+      matmul: see `moe.dropless.Dropless`.
 
     Raises:
       ValueError: a factor is below 1.
@@ -59,6 +57,8 @@ class RaggedAllToAll:
 
     buffer_factor: float
     evaluation_factor: float | None = None
+    matmul: Matmul = grouped_matmul
+    exchanges: ClassVar[bool] = True
 
     def __post_init__(self):
         for field in ("buffer_factor", "evaluation_factor"):
@@ -72,16 +72,16 @@ class RaggedAllToAll:
         Raises:
           ValueError: the mesh does not divide the groups or the experts, or splits weights over `tensor`.
         """
-        on_devices.check_divides(len(routing.token), routing.num_experts)
+        on_devices.check_groups(len(routing.token))
+        on_devices.check_experts(routing.num_experts)
         on_devices.check_no_tensor("RaggedAllToAll")
-        bare = routing.replace(logits=None, probabilities=None)
 
         def plan(routing):
             keep_GR, here = _journey(self._factor(train), routing)
-            return keep_GR, jax.tree.map(lambda x: x[None], here)
+            return keep_GR, on_devices.stacked(here)
 
-        keep_GR, here = on_devices.run(plan, bare)
-        return RaggedPlan(keep_GR, routing.weight, here, routing.num_tokens, routing.num_experts)
+        keep_GR, here = on_devices.run(plan, routing.bare())
+        return RaggedPlan(keep_GR, routing.weight, here, routing.num_tokens, routing.num_experts, self.matmul)
 
     def dependence(self, train: bool) -> Dependence:
         """See `moe.leakage`: a finite factor is enough or not, as the mesh is. Texts lie one after the other,
@@ -93,34 +93,16 @@ class RaggedAllToAll:
 
 
 @struct.dataclass
-class Routes:
-    """What devices along `expert` send each other; each array is int32 [n, n], of source and target.
-
-    Attributes:
-      starts: the first row of it, on the source.
-      sizes: how many rows.
-      lands: where they come to lie, on the target.
-    """
-
-    starts: jax.Array
-    sizes: jax.Array
-    lands: jax.Array
-
-    def back(self) -> "Routes":
-        """The same rows in the other direction."""
-        return Routes(self.lands.T, self.sizes.T, self.starts.T)
-
-
-@struct.dataclass
 class RaggedPlan:
     """See `moe.dispatch.Plan`.
 
     Attributes:
       keep: bool [G, R].
       weight: float32 [G, R].
+      here: of each device, with a leading axis [M].
       num_tokens: S.
       num_experts: E.
-      here: of each device, with a leading axis [M].
+      product: see `RaggedAllToAll.matmul`.
     """
 
     keep: jax.Array
@@ -128,21 +110,22 @@ class RaggedPlan:
     here: "Journey"
     num_tokens: int = struct.field(pytree_node=False)
     num_experts: int = struct.field(pytree_node=False)
+    product: Matmul = struct.field(pytree_node=False)
 
-    def dispatch(self, x_GSD: jax.Array) -> "RaggedRows":
+    def dispatch(self, x_GSD: jax.Array) -> SortedRows:
         def send(here, x_GSD):
-            here = _only(here)
+            here = on_devices.unstacked(here)
             leaving_ND = permute.spread(x_GSD.reshape(-1, x_GSD.shape[-1]), here.layout)
             arriving_PD = exchange(leaving_ND, here.routes, len(here.by_expert))
-            return reordered(arriving_PD, here.by_expert, here.as_arrived)[None]
+            return on_devices.stacked(reordered(arriving_PD, here.by_expert, here.as_arrived))
 
         values_MPD = on_devices.run(send, self.here, x_GSD)
-        return RaggedRows(values_MPD, self.here.sizes, self.num_experts)
+        return SortedRows(values_MPD, self.here.sizes, self.num_experts, self.product, split=True)
 
-    def combine(self, rows: "RaggedRows") -> jax.Array:
+    def combine(self, rows: SortedRows) -> jax.Array:
         def receive(here, weight_GR, values_MPD):
-            here, groups = _only(here), len(weight_GR)
-            leaving_PD = reordered(values_MPD[0], here.as_arrived, here.by_expert)
+            (here, values_PD), groups = on_devices.unstacked((here, values_MPD)), len(weight_GR)
+            leaving_PD = reordered(values_PD, here.as_arrived, here.by_expert)
             back_ND = exchange(leaving_PD, here.routes.back(), weight_GR.size)
             y_TD = permute.collect(back_ND, weight_GR.reshape(-1), here.layout, groups * self.num_tokens)
             return y_TD.reshape(groups, self.num_tokens, -1)
@@ -166,43 +149,6 @@ class Journey:
     by_expert: jax.Array
     as_arrived: jax.Array
     sizes: jax.Array
-
-
-@struct.dataclass
-class RaggedRows:
-    """See `moe.dispatch.Rows`. Each row is on the device that has its expert, by expert; those of no expert
-    come last.
-
-    Attributes:
-      values: float [M, P, D].
-      sizes: int32 [M, e], how many rows each of a device's experts has.
-      num_experts: E.
-    """
-
-    values: jax.Array
-    sizes: jax.Array
-    num_experts: int = struct.field(pytree_node=False)
-
-    def matmul(self, w_EDF: jax.Array) -> "RaggedRows":
-        return self.replace(values=self._times(self.values, w_EDF))
-
-    def add(self, b_EF: jax.Array) -> "RaggedRows":
-        # As a product with 1, its gradient is a sum over an expert's rows that has no scatter.
-        ones_MP1 = jnp.ones_like(self.values[:, :, :1])
-        return self.replace(values=self.values + self._times(ones_MP1, b_EF[:, None, :]))
-
-    def map(self, function: Callable[..., jax.Array], *others: "RaggedRows") -> "RaggedRows":
-        return self.replace(values=function(self.values, *(other.values for other in others)))
-
-    def _times(self, values_MPD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-        by_device = on_devices.groups_spec()
-        return on_devices.run(
-            lambda x, w, sizes: grouped_matmul(x[0], w, sizes[0])[None],
-            values_MPD,
-            w_EDF.astype(values_MPD.dtype),  # before `fsdp` gathers its parts
-            self.sizes,
-            given=(by_device, on_devices.experts_spec(), by_device),
-        )
 
 
 def _journey(buffer_factor: float, routing: Routing) -> tuple[jax.Array, Journey]:
@@ -265,77 +211,3 @@ def _experts_of_arriving(count_ne: jax.Array, places: int) -> jax.Array:
 def _before(sizes: jax.Array, axis: int) -> jax.Array:
     """The sum of those that come before, along an axis."""
     return jnp.cumsum(sizes, axis) - sizes
-
-
-def _only(of_device: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], of_device)
-
-
-@jax.custom_vjp
-def reordered(x_PD: jax.Array, order_P: jax.Array, inverse_P: jax.Array) -> jax.Array:
-    """Returns x[order]; the gradient is a gather as well, by the inverse."""
-    return x_PD[order_P]
-
-
-reordered.defvjp(
-    lambda x, order, inverse: (x[order], inverse),
-    lambda inverse, g: (g[inverse], None, None),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def exchange(x_ND: jax.Array, routes: Routes, places: int) -> jax.Array:
-    """Sends rows to the devices along `expert`; its gradient sends them back.
-
-    Args:
-      x_ND: what this device has.
-      routes: the same on all of them.
-      places: P.
-
-    Returns:
-      [P, D]; zero where nothing has come.
-    """
-    if on_devices.expert_parts() == 1:
-        return x_ND
-    return jax.lax.platform_dependent(
-        x_ND,
-        routes,
-        cpu=functools.partial(_gathered, places),
-        default=functools.partial(_sent, places),
-    )
-
-
-def _exchange_forward(x_ND, routes, places):
-    return exchange(x_ND, routes, places), (routes, len(x_ND))
-
-
-def _exchange_backward(places, kept, g_PD):
-    routes, rows = kept
-    return exchange(g_PD, routes.back(), rows), None
-
-
-exchange.defvjp(_exchange_forward, _exchange_backward)
-
-
-def _sent(places: int, x_ND: jax.Array, routes: Routes) -> jax.Array:
-    here = jax.lax.axis_index(on_devices.EXPERT)
-    return jax.lax.ragged_all_to_all(
-        x_ND,
-        jnp.zeros((places, x_ND.shape[1]), x_ND.dtype),
-        routes.starts[here],
-        routes.sizes[here],
-        routes.lands[here],
-        routes.sizes[:, here],
-        axis_name=on_devices.EXPERT,
-    )
-
-
-def _gathered(places: int, x_ND: jax.Array, routes: Routes) -> jax.Array:
-    here = jax.lax.axis_index(on_devices.EXPERT)
-    all_nND = jax.lax.all_gather(x_ND, on_devices.EXPERT)
-    starts_n, sizes_n, lands_n = (x[:, here][:, None] for x in (routes.starts, routes.sizes, routes.lands))
-    row_P = jnp.arange(places, dtype=jnp.int32)[None]
-    mine_nP = (row_P >= lands_n) & (row_P < lands_n + sizes_n)
-    source_P = jnp.argmax(mine_nP, axis=0)
-    at_P = jnp.take_along_axis(starts_n + row_P - lands_n, source_P[None], axis=0)[0]
-    return jnp.where(mine_nP.any(0)[:, None], all_nND[source_P, at_P], 0)

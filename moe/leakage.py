@@ -16,6 +16,7 @@ is no matter of these facts.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,6 +78,11 @@ def of(module: nn.Module | None, *, train: bool = False) -> dict[str, tuple[nn.M
     return {path: (layer, layer.dependence(train)) for path, layer in _layers(module, "")}
 
 
+def group_rows(module: nn.Module) -> int:
+    """Returns what the rows of a batch must be a multiple of: those that the groups of sparse layers have."""
+    return math.lcm(*(getattr(layer, "group_rows", None) or 1 for layer, _ in of(module).values()))
+
+
 def refuse_batch(module: nn.Module, doing: str, allowed: str) -> None:
     """Raises DependenceError where a text's output depends on the other texts of its batch.
 
@@ -90,7 +96,7 @@ def refuse_batch(module: nn.Module, doing: str, allowed: str) -> None:
             raise DependenceError(
                 f"{path}: what a text gets depends on the other texts of its batch "
                 f"({describe(layer)}); allowed to {doing}: group_rows=1 and parts that serve each group by "
-                f"itself, or {allowed}"
+                f"itself (or all, evaluation_factor=inf), or {allowed}"
             )
 
 
@@ -125,7 +131,8 @@ def _states(part: Any) -> bool:
 
 def _capacity(part: Any) -> str:
     priority = getattr(getattr(part, "capacity", None), "priority", None)
-    return "" if priority is None else f" with priority {getattr(priority, '__name__', priority)}"
+    function = getattr(priority, "func", priority)  # a config's is a partial
+    return "" if priority is None else f" with priority {getattr(function, '__name__', function)}"
 
 
 def _layers(value: Any, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -91,4 +91,5 @@ def update(bias: jax.Array, count: jax.Array, *, rate: float) -> jax.Array:
     >>> update(jnp.zeros(3), jnp.array([4.0, 2.0, 0.0]), rate=0.5).tolist()
     [-0.5, 0.0, 0.5]
     """
-    return bias + rate * jnp.sign(count.mean(-1, keepdims=True) - count)
+    # Not by the mean, which XLA rounds: an expert that is at it should stay.
+    return bias + rate * jnp.sign(count.sum(-1, keepdims=True) - count.shape[-1] * count)

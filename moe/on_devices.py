@@ -53,16 +53,19 @@ def exchanged_spec() -> PartitionSpec:
     return PartitionSpec(others, *experts_spec())
 
 
-def check_divides(groups: int, num_experts: int) -> None:
-    """Raises ValueError unless groups divide among the devices, and experts among the axis `expert`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape[name] for name in batch_axes())
-    if groups % devices:
-        sizes = ", ".join(f"{name}={mesh.shape[name]}" for name in batch_axes())
+def check_groups(groups: int, what: str = "groups") -> None:
+    """Raises ValueError unless the devices divide the groups of a batch, or so many of something else."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    if groups % parts():
+        sizes = ", ".join(f"{name}={shape[name]}" for name in batch_axes())
         raise ValueError(
-            f"the batch makes {groups} groups, which the {devices} devices of the batch axes ({sizes}) do "
+            f"the batch makes {groups} {what}, which the {parts()} devices of the batch axes ({sizes}) do "
             "not divide; group_rows, batch or mesh must change"
         )
+
+
+def check_experts(num_experts: int) -> None:
+    """Raises ValueError unless the mesh axis `expert` divides the experts."""
     if num_experts % expert_parts():
         raise ValueError(
             f"num_experts is {num_experts}; allowed: a multiple of the mesh axis expert={expert_parts()}"
@@ -74,6 +77,17 @@ def check_no_tensor(what: str) -> None:
     size = jax.sharding.get_abstract_mesh().shape.get(TENSOR, 1)
     if size > 1:
         raise ValueError(f"the mesh has tensor={size}; allowed with {what}: 1")
+
+
+def stacked(of_device: Any) -> Any:
+    """Returns a pytree of a device's own, as `run` takes its results: first of all an axis of devices, here
+    of size 1."""
+    return jax.tree.map(lambda x: x[None], of_device)
+
+
+def unstacked(of_devices: Any) -> Any:
+    """Returns what `stacked` was given, of an argument of a function in `run`."""
+    return jax.tree.map(lambda x: x[0], of_devices)
 
 
 def run(function: Callable[..., Any], *args: Any, given: Any = None, result: Any = None) -> Any:

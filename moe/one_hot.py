@@ -6,6 +6,7 @@ Dimensions: G groups, S tokens of a group, R edges, K choices, E experts, C capa
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ class OneHot:
     """
 
     capacity: Capacity | None = None
+    exchanges: ClassVar[bool] = False
 
     def plan(self, routing: Routing, *, train: bool) -> "OneHotPlan":
         """See `moe.dispatch.Dispatcher`."""

@@ -59,6 +59,10 @@ class Routing:
     def choice(self) -> Choice:
         return Choice(self.token, self.expert, self.keep, self.num_experts)
 
+    def bare(self) -> "Routing":
+        """Without logits and probabilities: the edges, which are all that a dispatcher needs."""
+        return self.replace(logits=None, probabilities=None)
+
 
 def token_choice(
     expert_GSK: jax.Array,

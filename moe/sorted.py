@@ -8,16 +8,18 @@ Dimensions: G groups, R edges, C capacity.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
 from moe import capacity as capacities
 from moe import on_devices
 from moe.capacity import Capacity
-from moe.dropless import Dropless, DroplessPlan, Matmul
+from moe.dropless import Dropless, DroplessPlan
 from moe.grouped_matmul import grouped_matmul
 from moe.leakage import Dependence
 from moe.routing import Routing
+from moe.sorted_rows import Matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Sorted:
 
     capacity: Capacity
     matmul: Matmul = grouped_matmul
+    exchanges: ClassVar[bool] = False
 
     def plan(self, routing: Routing, *, train: bool) -> DroplessPlan:
         """See `moe.dispatch.Dispatcher`.
@@ -39,26 +42,16 @@ class Sorted:
           ValueError: the mesh does not divide the groups, or splits weights over `tensor`.
         """
         on_devices.check_no_tensor("Sorted")
-        check_groups(len(routing.token))
+        on_devices.check_groups(len(routing.token))
         slots = self.capacity.slots(routing, train=train)
 
         def kept(routing: Routing) -> jax.Array:
             places_GR = capacities.places(routing, capacities.order(routing, self.capacity.priority))
             return routing.keep & (places_GR < slots)
 
-        bare = routing.replace(logits=None, probabilities=None)
-        keep_GR = on_devices.run(kept, bare)
+        keep_GR = on_devices.run(kept, routing.bare())
         return Dropless(self.matmul).plan(routing.replace(keep=keep_GR), train=train)
 
     def dependence(self, train: bool) -> Dependence:
         """See `moe.leakage`."""
         return self.capacity.dependence(train)
-
-
-def check_groups(groups: int) -> None:
-    """Raises ValueError unless the devices of the batch axes divide the groups."""
-    devices = on_devices.parts()
-    if groups % devices:
-        raise ValueError(
-            f"the batch makes {groups} groups, which {devices} devices of the batch axes do not divide"
-        )

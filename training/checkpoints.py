@@ -277,8 +277,9 @@ def check_best(folder: str | Path) -> None:
     _best_path(folder, read=False)
 
 
-def read_best_params(folder: str | Path) -> tuple[int, Any]:
-    """Returns (step, params as NumPy arrays) of the best evaluation, in the shapes they have there.
+def read_best_params(folder: str | Path) -> tuple[int, Any, Any]:
+    """Returns (step, params, the Task's state) of the best evaluation, NumPy arrays in the shapes they have
+    there.
 
     Raises:
       CheckpointError: there is none, or it is damaged.
@@ -289,7 +290,8 @@ def read_best_params(folder: str | Path) -> tuple[int, Any]:
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path / "state").item_metadata.tree
     like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata)
-    return step, jax.device_get(_read(path, like)["params"])
+    weights = jax.device_get(_read(path, like))
+    return step, weights["params"], weights.get("state") or {}
 
 
 def steps(folder: Path) -> list[int]:

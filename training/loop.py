@@ -22,7 +22,7 @@ from training.lock import exclusive
 from training.log import Log
 from training.mesh import Layout
 from training.profiling import Profile
-from training.start import Start
+from training.start import Initialize, Start
 from training.step import Step, Window, empty_window, watched
 from training.tables import Hook, Tables
 from training.task import Batch, Task, TrainState
@@ -83,7 +83,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     hooks: Sequence[Hook] = (),
     tables: Mapping[str, np.ndarray] | None = None,
-    initialize: Callable[[Any], Any] | None = None,
+    initialize: Initialize | None = None,
     describe_batch: Callable[[int], str] = lambda step: f"batch {step}",
     profile: Profile | None = None,
 ) -> TrainState:
@@ -104,7 +104,7 @@ def train(
       evaluators: called with the state every `eval_every` steps; they yield (name, value).
       hooks: called every `every` steps of their own; the tables they return are what later batches read.
       tables: what batches read before any hook has made a new one.
-      initialize: from the random parameters to those to begin with, such as another run's.
+      initialize: from random parameters and the first state to those to begin with, such as another run's.
       describe_batch: names the examples of a step's batch, for the error message.
       profile: which steps are traced, if any.
 
@@ -159,7 +159,7 @@ def _begin(
     example: Mapping[str, np.ndarray],
     checkpoints: Checkpoints,
     key: jax.Array,
-    initialize: Callable[[Any], Any] | None,
+    initialize: Initialize | None,
 ) -> tuple[Step, TrainState, Window, dict[str, Any]]:
     """Returns where the run stands: step, state, sums of the window, and the position saved with them."""
     step = start.step()

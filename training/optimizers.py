@@ -173,7 +173,7 @@ def matrices(params: Any, *, also_not: Sequence[str] = ()) -> Any:
     """
     if also_not:
         check_patterns(also_not, params, "also_not")
-    vector = re.compile(r"(^|/)(scale|bias|log_[^/]*)$")
+    vector = re.compile(r"(^|/)(scale|(\w+_)?bias|log_[^/]*)$")
 
     def decays(path: str, leaf: Any) -> bool:
         if vector.search(path) or any(re.search(pattern, path) for pattern in also_not):

@@ -3,8 +3,9 @@
 The loop computes these, and `experiments.plan` compiles them from shapes alone.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,9 +13,12 @@ import optax
 from jax.sharding import Mesh
 
 from training import rules
+from training.build import SpecError
 from training.mesh import Layout, to_host
 from training.step import Step, Window, empty_window, make_step
 from training.task import Batch, Task, TrainState, begin, create
+
+Initialize = Callable[[Any, Any], tuple[Any, Any]]  # (params, state) -> (params, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +55,32 @@ class Start:
         """Returns the shapes of the first state, each with its sharding; key and batch may be shapes too.
 
         Raises:
-          SpecError: a rule for parameters matches nothing or does not fit.
+          SpecError: a rule for parameters matches nothing or does not fit, or the model refuses the config.
         """
-        shapes = jax.eval_shape(self._first, key, batch)
+        with _of_config():
+            shapes = jax.eval_shape(self._first, key, batch)
         return placed(shapes, rules.shardings(shapes, self.mesh, self.layout.parameters))
 
     def state(
-        self, key: jax.Array, batch: Batch, like: TrainState, initialize: Callable[[Any], Any] | None
+        self, key: jax.Array, batch: Batch, like: TrainState, initialize: Initialize | None
     ) -> TrainState:
         """Returns the state before the first step, placed as `like`, which `shapes` gives.
 
         Args:
-          initialize: from random parameters, whole on the host, to those to begin with; None to keep them.
+          initialize: from random parameters and the Task's first state, whole on the host, to those to begin
+            with; None to keep them.
         """
         shardings = jax.tree.map(lambda x: x.sharding, like)
         state = jax.jit(self._first, out_shardings=shardings)(key, batch)
         if initialize is None:
             return state
-        params = initialize(to_host(state.params))
+        params, task_state = initialize(to_host(state.params), to_host(state.state))
         first = lambda params, state: begin(self.optimizer, params, state, average=self._average)
-        return jax.jit(first, out_shardings=shardings)(params, state.state)
+        return jax.jit(first, out_shardings=shardings)(params, task_state)
 
     def window(self, step: Step, state: TrainState, batch: Batch, key: jax.Array) -> Window:
         """Returns the window of no steps, for the metrics of this step; its arguments may be shapes."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), _of_config():
             metrics = jax.eval_shape(step, state, batch, key)[1]
         return empty_window(metrics)  # on no mesh, whose devices need not be there
 
@@ -86,6 +92,17 @@ class Start:
         # A number that no step has, so that initialization shares its key with none.
         key = jax.random.fold_in(key, 2**31 - 1)
         return create(self.task, self.optimizer, key, batch, average=self._average)
+
+
+@contextlib.contextmanager
+def _of_config() -> Iterator[None]:
+    """What a model refuses as it is first traced, such as a size that does not divide, is its config's."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise SpecError(f"config: {error}") from error
 
 
 def placed(shapes: Any, shardings: Any) -> Any:

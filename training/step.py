@@ -15,7 +15,17 @@ from jax.sharding import Mesh
 
 from training.activations import constrained
 from training.mesh import Rule, batch_sharding
-from training.task import Batch, GradientStep, Metrics, Others, Task, TrainState
+from training.task import (
+    ACCUMULATIONS,
+    RUNNING,
+    TWO_PASS,
+    Batch,
+    GradientStep,
+    Metrics,
+    Others,
+    Task,
+    TrainState,
+)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
@@ -94,7 +104,11 @@ def _gradient_step(
         numbered = (jnp.arange(microbatches), parts)
         told = getattr(task, "accumulation", None)
         surveyed = None
-        if told == "two_pass":
+        if told not in (None, *ACCUMULATIONS):
+            raise ValueError(
+                f"accumulation is {told!r}; allowed: None, {', '.join(map(repr, ACCUMULATIONS))}"
+            )
+        if told == TWO_PASS:
 
             def look(part):
                 number, batch = part
@@ -105,7 +119,7 @@ def _gradient_step(
         def one(carry, part):
             task_state, totals = carry
             number, batch = part
-            others = Others(number, totals[2], surveyed) if told in ("running", "two_pass") else None
+            others = Others(number, totals[2], surveyed) if told in (RUNNING, TWO_PASS) else None
             key = jax.random.fold_in(rng, number)
             task_state, *new = differentiate(params, task_state, batch, key, others)
             return (task_state, jax.tree.map(jnp.add, totals, tuple(new))), None

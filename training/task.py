@@ -7,6 +7,9 @@ import jax
 import optax
 from flax import struct
 
+# What a loss in a microbatch takes in, see Task.accumulation.
+ALONE, RUNNING, TWO_PASS = ACCUMULATIONS = ("alone", "running", "two_pass")
+
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -62,8 +65,8 @@ class Task(Protocol):
     * `update_state(state, sums) -> state`, called once per optimizer step, however many microbatches it
       has. The loss then puts additive sums under "sums" of its metrics; those of the microbatches are added.
     * `accumulation`, a property, for a loss that is of the whole batch where it is computed in microbatches:
-      with "running" or "two_pass", `loss` is called with `others=Others(...)` if there are several of them;
-      anything else, or none, leaves each microbatch alone. With "two_pass", `survey(params, state, batch,
+      with RUNNING or TWO_PASS, `loss` is called with `others=Others(...)` if there are several of them;
+      ALONE, or None, leaves each microbatch alone. With TWO_PASS, `survey(params, state, batch,
       rng) -> pytree` is called before, once for each microbatch and with the key that its loss is given.
     * `update(train_state, batch, rng, gradient_step) -> (train_state, metrics)`, in place of the plain
       step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the

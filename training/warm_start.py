@@ -1,4 +1,5 @@
-"""Parameters from another run to begin with: matched by path after rewriting, and every one accounted for."""
+"""Parameters and state from another run to begin with: matched by path after rewriting, and every one
+accounted for."""
 
 import dataclasses
 import re
@@ -39,11 +40,13 @@ class Report:
         ]
 
 
-def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[Any, Report]:
-    """Returns `params` with the values of another run's best checkpoint, and a report.
+def load(params: Any, state: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[Any, Any, Report]:
+    """Returns `params` and `state` with the values of another run's best checkpoint, and a report.
 
     Args:
       params: fresh parameters.
+      state: the Task's fresh state, such as the biases of routers; its paths begin with the name of its
+        collection, and rules are for them too.
       run_dir: the other run.
       rules: (regular expression, replacement), applied to the other run's paths in turn, the first that is
         found deciding; a replacement of None leaves the parameter out. A path that no rule is for stays.
@@ -52,8 +55,9 @@ def load(params: Any, run_dir: str | Path, rules: Sequence[Rule] = ()) -> tuple[
       CheckpointError: the other run has no best checkpoint, or it is damaged.
       SpecError: a rule for no parameter, two parameters that come to one path, or nothing to load.
     """
-    _, source = read_best_params(Path(run_dir) / "checkpoints")
-    return merge(params, source, rules)
+    _, their_params, their_state = read_best_params(Path(run_dir) / "checkpoints")
+    merged, report = merge({**params, **state}, {**their_params, **their_state}, rules)
+    return {name: merged[name] for name in params}, {name: merged[name] for name in state}, report
 
 
 def _rewritten(pattern: str, replacement: str, path: str) -> str:

@@ -28,7 +28,8 @@ VOCAB_SIZE = 4_096
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
-    """Argument: folders (joined by +; a domain has the name of its folder), width, layers, length, batch,
+    """Argument: folders (joined by +; a domain has the name of its folder, its
+    dots as underscores), width, layers, length, batch,
     steps."""
     given = parse_argument(
         argument,
@@ -42,7 +43,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         },
     )
     folders = [folder for folder in given.folders.split("+") if folder]
-    names = [Path(folder).name for folder in folders]
+    names = [Path(folder).name.replace(".", "_") for folder in folders]  # a dot parts fields
     if not folders or len(set(names)) < len(names):
         raise ValueError(
             f"config argument folders={given.folders!r}; allowed: folders of different names, joined by +"
@@ -50,7 +51,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.family = "experiments.language.Experiment"
     config.seed = 0
-    config.data = parts.mixture(
+    config.data = parts.domains(
         {name: parts.beir(folder) for name, folder in zip(names, folders, strict=True)}
     )
     config.tokenizer = dict(

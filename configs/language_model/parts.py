@@ -78,10 +78,10 @@ def beir(folder: str) -> dict:
     return dict(name="corpora.sources.beir_folder.load", folder=folder, allow_missing=False)
 
 
-def mixture(collections: dict, dev: float = 0.02, test: float = 0.02) -> dict:
+def domains(collections: dict, dev: float = 0.02, test: float = 0.02) -> dict:
     """Collections by domain, each with its share of the chunks; some documents of each are held out."""
     return dict(
-        name="language_model.mixture.mixture", collections=collections, dev=dev, test=test, weights={}
+        name="language_model.domains.held_out", collections=collections, dev=dev, test=test, weights={}
     )
 
 
@@ -95,7 +95,10 @@ def mesh() -> dict:
 
 def expert_mesh(*, shared: bool) -> dict:
     """As `mesh`, with experts in all layers: `expert` splits them, and `fsdp` and `tensor` each of them.
-    `shared` says whether there is a shared one."""
+    `shared` says whether there is a shared one.
+
+    Dispatchers without capacity and `moe.sorted.Sorted`, which `mixture_of_experts` takes, refuse a mesh with
+    `tensor` above 1; `moe.buffered.Buffered` and `moe.expert_parallel.AllToAll` take one."""
     layout = mesh()
     dense = ("feed_forward/", "hidden")
     rules = {field: [rule for rule in layout[field] if not rule[0].startswith(dense)] for field in layout

@@ -43,15 +43,7 @@ def language_model(
         output=dict(name="backbones.embedding.TokenEmbedding", vocab_size=vocab_size, width=width),
         remat=dict(name="backbones.remat.save_nothing"),
     )
-    config.task = parts.causal(decoder)
-    config.task["auxiliary"] = dict(
-        name="moe.auxiliary.Auxiliary",
-        losses=dict(
-            balance=dict(name="moe.balance.load_balancing"),
-            z=dict(name="moe.balance.router_z"),
-        ),
-        weights=dict(balance=0.01, z=0.001),
-    )
+    config.task = parts.causal(decoder, parts.auxiliary(0.01))
     config.optimizer = common.adam(learning_rate, given.steps, weight_decay=0.1)
     config.mesh = mesh(shared="shared" in feed_forward)
     config.mesh.axes.update(axes)
@@ -73,18 +65,6 @@ def mixture(num_experts: int, k: int, width: int, **fields: dict) -> dict:
 
 
 def mesh(*, shared: bool) -> dict:
-    """Rules by which `expert` splits the experts, and `fsdp` and `tensor` all kernels where they are used."""
-    layout = parts.mesh()
-    parameters = [rule for rule in layout["parameters"] if "feed_forward" not in rule[0]]
-    parameters += [
-        ("output/table", ("tensor", "fsdp")),
-        ("experts/(in|gate)", ("expert", "fsdp", "tensor")),
-        ("experts/out", ("expert", "tensor", "fsdp")),
-    ]
-    if shared:
-        parameters += [
-            ("shared/(in|gate)/kernel", ("fsdp", "tensor")),
-            ("shared/out/kernel", ("tensor", "fsdp")),
-        ]
-    activations = [rule for rule in layout["activations"] if shared or rule[0] != "hidden"]
-    return layout | dict(parameters=tuple(parameters), activations=tuple(activations))
+    """As `parts.expert_mesh`, with a second table for the output."""
+    layout = parts.expert_mesh(shared=shared)
+    return layout | dict(parameters=(("output/table", ("tensor", "fsdp")), *layout["parameters"]))

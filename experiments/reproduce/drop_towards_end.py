@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.reproduce import mixtures
 from experiments.reproduce.claims import Claim, Outcome, judge, skipped
-from experiments.reproduce.mixtures import Sizes, Trained
+from experiments.reproduce.mixtures import Figures, Sizes
 
 BUDGETS = {"cpu": Sizes(steps=200, seeds=(0, 1))}
 _CAPACITY = 1.25
@@ -56,7 +56,7 @@ def run(budget: str, folder: Path) -> Outcome:
     )
 
 
-def by_position(run: Trained) -> list[float]:
+def by_position(run: Figures) -> list[float]:
     """Returns the share of choices that is dropped in each sixteenth of the text, the mean over layers."""
     layers = [layer["dropped_by_position"] for layer in run.layers]
     return [statistics.mean(values) for values in zip(*layers, strict=True)]

@@ -10,7 +10,7 @@ from corpora.tables import DataError
 from dual_encoder.trained import Trained
 from eval import measures, runs
 from experiments import run_dirs
-from experiments.reproduce import training
+from experiments.reproduce.runs import train as train_run
 from index import exact, lexical
 
 DEPTHS = (2, 10, 20, 100)
@@ -20,7 +20,7 @@ RECALLS = tuple(f"recall@{depth}" for depth in DEPTHS)
 def train(
     folder: Path, name: str, collection: Mapping[str, Any], split: str, *, width: int, steps: int
 ) -> Path:
-    """Trains and evaluates a run, see experiments.reproduce.training.
+    """Trains and evaluates a run, see experiments.reproduce.runs.
 
     Args:
       folder: of the runs.
@@ -31,7 +31,7 @@ def train(
       steps: of training.
     """
     given = dict(collection, width=width, steps=steps, train=split)
-    return training.train(folder, name, "dual_encoder/limit.py", given)
+    return train_run(folder, name, "dual_encoder/limit.py", given)
 
 
 def on_new_collections(

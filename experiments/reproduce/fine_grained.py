@@ -20,7 +20,7 @@ from experiments.reproduce import mixtures
 from experiments.reproduce.claims import Claim, Outcome, judge, skipped
 from experiments.reproduce.mixtures import Sizes
 
-BUDGETS = {"cpu": Sizes(steps=300, seeds=(0, 1, 2))}
+BUDGETS = {"cpu": Sizes(steps=160, seeds=(0, 1, 2))}
 _HIDDEN = 128  # units of a coarse expert
 ARMS = {
     "2 of 16": dict(experts=16, k=2, expert_width=_HIDDEN, shared=0),
@@ -41,7 +41,7 @@ def run(budget: str, folder: Path) -> Outcome:
         'Mixture-of-Experts Language Models"',
         claims=claims(numbers),
         numbers=numbers,
-        tables={"Runs": _table(numbers)},
+        tables={"Runs": mixtures.table(numbers, "experts")},
         notes=[
             f"The models are tiny (width {sizes.width}, {sizes.layers} layers, {sizes.steps} steps of "
             f"{sizes.batch} sequences of {sizes.length} tokens), where the paper's smallest has 2B "
@@ -58,7 +58,7 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     """Returns the claims with their verdicts; the rules were written before the runs."""
 
     def compared(ours: str, theirs: str) -> tuple[str, str]:
-        difference = mixtures.paired(losses(numbers, ours), losses(numbers, theirs))
+        difference = mixtures.paired(*(mixtures.values(numbers, arm, "loss") for arm in (ours, theirs)))
         verdict = judge(max(difference) < 0, statistics.mean(difference) < 0)
         return f"{mixtures.spread(difference)} nats a token", verdict
 
@@ -96,37 +96,8 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def losses(numbers: dict[str, Any], arm: str) -> dict[int, float]:
-    """Returns an arm's test loss by seed."""
-    return {int(seed): run["loss"]["all"] for seed, run in numbers[arm].items()}
-
-
-def _table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    domains = list(next(iter(numbers[COARSE].values()))["loss"])
-    header = ["experts", "seed", *(f"loss, {name}" for name in domains), "domain", "token id", "load cv"]
-    rows = [
-        [
-            arm,
-            seed,
-            *(f"{run['loss'][name]:.4f}" for name in domains),
-            f"{run['domain_information']:.3f}",
-            f"{run['token_id_information']:.3f}",
-            f"{run['load_cv']:.2f}",
-        ]
-        for arm in ARMS
-        for seed, run in numbers[arm].items()
-    ]
-    return header, rows
-
-
 def _draw(figure: Figure, numbers: dict[str, Any]) -> None:
     axis = figure.subplots()
-    for place, arm in enumerate(ARMS):
-        values = list(losses(numbers, arm).values())
-        axis.plot([place] * len(values), values, "o", alpha=0.7)
-        axis.plot([place - 0.2, place + 0.2], [statistics.mean(values)] * 2, color="black")
-    axis.set_xticks(range(len(ARMS)), list(ARMS))
-    axis.set_xlim(-0.5, len(ARMS) - 0.5)
+    mixtures.dots(axis, numbers, "loss", list(ARMS))
     axis.set_ylabel("test loss, nats a token")
-    axis.grid(alpha=0.3)
     axis.set_title("The same weights and FLOPs, in coarse, fine and shared experts")

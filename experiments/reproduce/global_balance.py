@@ -36,11 +36,11 @@ def run(budget: str, folder: Path) -> Outcome:
         'Specialized Mixture-of-Expert Models"',
         claims=claims(numbers),
         numbers=numbers,
-        tables={"Runs": _table(numbers)},
+        tables={"Runs": mixtures.table(numbers, "balance")},
         notes=[
             f"The models are tiny (width {sizes.width}, {sizes.layers} layers, 16 experts, top 2, "
             f"{sizes.steps} steps of {sizes.batch} sequences of {sizes.length} tokens), where the paper's "
-            "have 3.4B to 42.8B parameters and 120B to 400B tokens.",
+            "have up to 42.8B parameters and 400B tokens.",
             f"A micro-batch is {_SEQUENCES} consecutive sequences of the same batch on one machine; the "
             "gradient of everything but the balancing loss is the same in both arms.",
             "Every layer is balanced with the weight 0.01, and has a router z-loss of 0.001 in both arms.",
@@ -51,10 +51,8 @@ def run(budget: str, folder: Path) -> Outcome:
 
 def claims(numbers: dict[str, Any]) -> list[Claim]:
     """Returns the claims with their verdicts; the rules were written before the runs."""
-    loss = mixtures.paired(_all(numbers, GLOBAL, "loss"), _all(numbers, MICRO, "loss"))
-    special = mixtures.paired(
-        _all(numbers, GLOBAL, "domain_information"), _all(numbers, MICRO, "domain_information")
-    )
+    difference = lambda key: mixtures.paired(*(mixtures.values(numbers, arm, key) for arm in (GLOBAL, MICRO)))
+    loss, special = difference("loss"), difference("domain_information")
     lower, higher = max(loss) < 0, min(special) > 0
     in_mean = statistics.mean(loss) < 0, statistics.mean(special) > 0
     shown = f"loss {mixtures.spread(loss)}, specialization {mixtures.spread(special)}"
@@ -97,35 +95,12 @@ def claims(numbers: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def _all(numbers: dict[str, Any], arm: str, key: str) -> dict[int, float]:
-    value = lambda run: run["loss"]["all"] if key == "loss" else run[key]
-    return {int(seed): value(run) for seed, run in numbers[arm].items()}
-
-
 def _mean(numbers: dict[str, Any], arm: str, key: str) -> float:
-    return statistics.mean(_all(numbers, arm, key).values())
+    return statistics.mean(mixtures.values(numbers, arm, key).values())
 
 
 def _shown(numbers: dict[str, Any], arm: str, key: str) -> str:
-    return mixtures.spread(list(_all(numbers, arm, key).values()))
-
-
-def _table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    domains = list(next(iter(numbers[GLOBAL].values()))["loss"])
-    header = ["balance", "seed", *(f"loss, {name}" for name in domains), "domain", "token id", "load cv"]
-    rows = [
-        [
-            arm,
-            seed,
-            *(f"{run['loss'][name]:.4f}" for name in domains),
-            f"{run['domain_information']:.3f}",
-            f"{run['token_id_information']:.3f}",
-            f"{run['load_cv']:.2f}",
-        ]
-        for arm in (MICRO, GLOBAL)
-        for seed, run in numbers[arm].items()
-    ]
-    return header, rows
+    return mixtures.spread(list(mixtures.values(numbers, arm, key).values()))
 
 
 def _draw(figure: Figure, numbers: dict[str, Any]) -> None:
@@ -134,12 +109,6 @@ def _draw(figure: Figure, numbers: dict[str, Any]) -> None:
         (axes[0], "domain_information", "share of the choice that the domain explains"),
         (axes[1], "loss", "test loss, nats a token"),
     ):
-        for place, arm in enumerate((MICRO, GLOBAL)):
-            values = list(_all(numbers, arm, key).values())
-            axis.plot([place] * len(values), values, "o", alpha=0.7)
-            axis.plot([place - 0.2, place + 0.2], [statistics.mean(values)] * 2, color="black")
-        axis.set_xticks([0, 1], [f"{MICRO}-batch", f"{GLOBAL} batch"])
-        axis.set_xlim(-0.5, 1.5)
+        mixtures.dots(axis, numbers, key, [f"{MICRO}-batch", f"{GLOBAL} batch"])
         axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
     figure.suptitle("Load balancing over two sequences, or over the batch")

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from corpora.sources import beir_folder
 from corpora.tables import DataError
 from eval import results, trec
 from experiments import experts, recording
 from experiments.cli import UsageError
-from experiments.reproduce import training
+from experiments.reproduce import runs
 
 CONFIG = "language_model/mixture.py"
 FOLDERS = ("fairytaleqa", "medquad", "cranfield")
@@ -42,7 +44,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Figures:
     """What a run comes to.
 
     Attributes:
@@ -63,7 +65,7 @@ class Trained:
         return statistics.mean(found)
 
 
-def train(folder: Path, arms: Mapping[str, Mapping[str, Any]], sizes: Sizes) -> dict[str, dict[int, Trained]]:
+def train(folder: Path, arms: Mapping[str, Mapping[str, Any]], sizes: Sizes) -> dict[str, dict[int, Figures]]:
     """Trains every arm with every seed, or goes on with it; returns by arm and seed what came of it.
 
     Args:
@@ -83,14 +85,14 @@ def train(folder: Path, arms: Mapping[str, Mapping[str, Any]], sizes: Sizes) -> 
     common |= dict(folders="+".join(FOLDERS), even=1)
     return {
         arm: {
-            seed: _read(training.train(folder, f"{arm}-{seed}", CONFIG, {**common, **fields, "seed": seed}))
+            seed: _read(runs.train(folder, f"{arm}-{seed}", CONFIG, {**common, **fields, "seed": seed}))
             for seed in sizes.seeds
         }
         for arm, fields in arms.items()
     }
 
 
-def numbers(trained: Mapping[str, Mapping[int, Trained]]) -> dict[str, dict[str, Any]]:
+def numbers(trained: Mapping[str, Mapping[int, Figures]]) -> dict[str, dict[str, Any]]:
     """Returns all that is known of each run, as JSON can hold it."""
     return {
         arm: {
@@ -107,6 +109,43 @@ def numbers(trained: Mapping[str, Mapping[int, Trained]]) -> dict[str, dict[str,
     }
 
 
+def values(numbers: Mapping[str, Any], arm: str, key: str) -> dict[int, float]:
+    """Returns by seed one of an arm's `numbers`; of "loss" that of all domains together."""
+    return {
+        int(seed): run["loss"]["all"] if key == "loss" else run[key] for seed, run in numbers[arm].items()
+    }
+
+
+def table(numbers: Mapping[str, Any], what: str) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows, a row a run; `what` names the arms' column."""
+    domains = list(next(run["loss"] for of_seed in numbers.values() for run in of_seed.values()))
+    header = [what, "seed", *(f"loss, {name}" for name in domains), "domain", "token id", "load cv"]
+    rows = [
+        [
+            arm,
+            seed,
+            *(f"{run['loss'][name]:.4f}" for name in domains),
+            f"{run['domain_information']:.3f}",
+            f"{run['token_id_information']:.3f}",
+            f"{run['load_cv']:.2f}",
+        ]
+        for arm, of_seed in numbers.items()
+        for seed, run in of_seed.items()
+    ]
+    return header, rows
+
+
+def dots(axis: Axes, numbers: Mapping[str, Any], key: str, names: Sequence[str]) -> None:
+    """Draws a dot a seed and a line at their mean for each arm, which the axis calls by `names`."""
+    for place, arm in enumerate(numbers):
+        of_seed = list(values(numbers, arm, key).values())
+        axis.plot([place] * len(of_seed), of_seed, "o", alpha=0.7)
+        axis.plot([place - 0.2, place + 0.2], [statistics.mean(of_seed)] * 2, color="black")
+    axis.set_xticks(range(len(names)), names)
+    axis.set_xlim(-0.5, len(names) - 0.5)
+    axis.grid(alpha=0.3)
+
+
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
     """Returns ours minus theirs, seed by seed."""
     return [ours[seed] - theirs[seed] for seed in sorted(ours)]
@@ -121,7 +160,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ({', '.join(f'{value:.4f}' for value in values)})"
 
 
-def _read(run_dir: Path) -> Trained:
+def _read(run_dir: Path) -> Figures:
     """What a finished run has in its results; its routing is recorded once and kept beside them."""
     loss = {name: part["loss"] for name, part in results.read(run_dir).meta["test"].items()}
     file = run_dir / "routing.json"
@@ -130,4 +169,4 @@ def _read(run_dir: Path) -> Trained:
         layers = [experts.layer_report(layer, recorded, least=20) for layer in recorded.layers.values()]
         with trec.replacing(file) as opened:
             json.dump(layers, opened)
-    return Trained(loss, json.loads(file.read_text()))
+    return Figures(loss, json.loads(file.read_text()))

@@ -72,6 +72,7 @@ def test_its_docstring_has_a_command(name):
 def test_domains_are_named_by_their_folders():
     config = load("corpora", "folders=a+/data/b")
     assert {name: spec.folder for name, spec in config.data.collections.items()} == {"a": "a", "b": "/data/b"}
-    for folders in ("a+/data/a", ""):
+    assert list(load("corpora", "folders=/data/v1.2").data.collections) == ["v1_2"]
+    for folders in ("a+/data/a", "a.b+a_b", ""):
         with pytest.raises(ValueError, match="allowed: folders of different names, joined by"):
             load("corpora", f"folders={folders}")

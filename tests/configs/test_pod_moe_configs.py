@@ -154,7 +154,8 @@ def test_trains_when_it_is_small(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.tpu_plan
-@pytest.mark.parametrize("name", ["moe_olmoe", pytest.param("moe_deepseek", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@EACH
 def test_plans(name, tpu_devices):
     """Compiles the step for the slice it is for, where it fits."""
     del tpu_devices

@@ -79,13 +79,15 @@ def started(run_dir, config, seed=0):
     return experiment
 
 
-def language_model(run_dir, folders, layer, seed=0):
-    argument = f"folders={'+'.join(map(str, folders))},width={WIDTH},layers=2,length={LENGTH},batch=8,steps=2"
+def language_model(run_dir, folders, layer, seed=0, batch=8):
+    argument = f"folders={'+'.join(map(str, folders))},width={WIDTH},layers=2,length={LENGTH},steps=2"
+    argument += f",batch={batch}"
     config = config_of("language_model/corpora.py", argument)
     config["data"] |= {"dev": 0.2, "test": 0.3}
     config["task"]["model"]["embed"]["vocab_size"] = 200
     config["task"]["model"]["block"]["feed_forward"] = layer
-    config["task"]["auxiliary"] = dict(name="moe.auxiliary.Auxiliary", losses={}, weights={})
+    if "router" in layer:
+        config["task"]["auxiliary"] = dict(name="moe.auxiliary.Auxiliary", losses={}, weights={})
     return started(run_dir, config, seed)
 
 
@@ -126,7 +128,7 @@ def test_a_language_model_whose_experts_are_given_by_token_id(by_token, monkeypa
     chunks = by_token.chunks("test")
     assert written["meta"]["step"] == 7
     assert written["meta"]["texts"] == {
-        name: len(by_token.mixture.rows[name]["test"]) for name in ("birds", "boats")
+        name: len(by_token.domains.rows[name]["test"]) for name in ("birds", "boats")
     }
 
     # What a loop over the tokens of each chunk finds.
@@ -236,7 +238,7 @@ def test_a_dense_model_has_none(tmp_path, folders):
 
 def test_rows_that_groups_do_not_divide(tmp_path, folders):
     layer = mixture(dict(name="moe.routers.TopK", k=2)) | {"group_rows": 16}
-    run = language_model(tmp_path / "run", folders, layer)
+    run = language_model(tmp_path / "run", folders, layer, batch=16)
     with pytest.raises(cli.UsageError, match="group_rows is 16; allowed: a divisor of the batch's 8 rows"):
         recording.record(run.run_dir, documents=2, rows=8)
 

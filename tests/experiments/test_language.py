@@ -14,7 +14,8 @@ from eval import results
 from experiments import compare, planning, run_dirs, sample
 from experiments.cli import UsageError
 from experiments.language import Experiment
-from language_model.order import MixtureOrder
+from language_model import domains
+from language_model.order import DomainOrder
 from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
@@ -115,7 +116,7 @@ def test_the_begin_token_stands_before_every_chunk_and_the_end_token_ends_a_docu
     table, tokenizer = experiment.chunks("test").table, experiment.tokenizer
     batch = table.rectangle(np.arange(len(table)), 8)
     assert (batch["tokens"][:, 0] == tokenizer.cls_id).all()
-    document = next(experiment.mixture.documents("test", "kitchen"))
+    document = next(experiment.domains.documents("test", "kitchen"))
     ids = batch["targets"][table.document_of_chunk == 0][batch["mask"][table.document_of_chunk == 0] > 0]
     assert ids[-1] == tokenizer.sep_id
     assert tokenizer.decode(ids) == f"{document.title} {document.text}"
@@ -123,7 +124,7 @@ def test_the_begin_token_stands_before_every_chunk_and_the_end_token_ends_a_docu
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same(run_dir, folder, monkeypatch):
-    whole, calls = MixtureOrder.rows, []
+    whole, calls = DomainOrder.rows, []
 
     def stopping(self, step, batch_size):
         calls.append(step)
@@ -131,11 +132,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same(run_dir, folder, monkeypatch
             raise KeyboardInterrupt
         return whole(self, step, batch_size)
 
-    monkeypatch.setattr(MixtureOrder, "rows", stopping)
+    monkeypatch.setattr(DomainOrder, "rows", stopping)
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         run_dirs.start(folder / "stopped", config(folder)).train()
     assert [path.name for path in (folder / "stopped/checkpoints/latest").glob("[0-9]*")] == ["3"]
-    monkeypatch.setattr(MixtureOrder, "rows", whole)
+    monkeypatch.setattr(DomainOrder, "rows", whole)
     experiment = run_dirs.start(folder / "stopped", config(folder))
     experiment.train()
     assert metrics(folder / "stopped") == metrics(run_dir)
@@ -179,6 +180,9 @@ def test_texts_are_sampled(run_dir, monkeypatch, capsys):
     assert texts[0].startswith("sea ship")
     status, err = program("--top_p=0")
     assert (status, err.strip()) == (2, "error: top_p is 0.0; allowed: above 0 and up to 1")
+    status, err = program("--domain=sky")
+    assert (status, err.strip()) == (2, "error: --domain is 'sky'; allowed: kitchen, sea")
+    assert program("--domain=sea", "--length=2")[0] == 0
     status, err = program("--workdir=/nowhere")
     assert status == 2
     assert "no run in /nowhere" in err
@@ -224,6 +228,7 @@ def test_its_step_can_be_planned_from_shapes(folder):
         ("data", {"name": "pathlib.Path"}, "config.data is 'pathlib.Path'; allowed: language_model"),
         ("mesh.axes.data", 16, "config.mesh: mesh data=16 needs 16 devices; there are 8"),
         ("init_from.run", "/nowhere", "no best checkpoint in /nowhere/checkpoints"),
+        ("task.model.block.attention.heads", 3, "config.task: heads is 3; allowed"),
         ("task.modle", {}, "config.task.modle: .*did you mean model"),
         ("task", {"name": "pathlib.Path"}, "config.task is 'pathlib.Path'; allowed: language_model.causal"),
     ],
@@ -239,9 +244,14 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(folder, tmp_path, fie
         Experiment(changed, tmp_path)
 
 
-def test_what_only_training_can_tell(folder, tmp_path):
+def test_what_only_training_can_tell(folder, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"config\.batch: domain_rows is 512; allowed: 1 to \d+, the chunks"):
         Experiment(config(folder, **{"batch.batch_size": 512, "batch.domain_rows": 512}), tmp_path).train()
+    with monkeypatch.context() as patch:
+        empty = lambda of, split, *given: (_ for _ in ()).throw(DataError(f"no text in {split}"))
+        patch.setattr(domains, "chunks", empty)
+        with pytest.raises(DataError, match="no text in test"):
+            Experiment(config(folder), tmp_path).train()
     other = config(folder, **{"task.model.embed.vocab_size": 20})
     with pytest.raises(UsageError, match=r"embed\.vocab_size is 20, but the tokenizer has"):
         Experiment(other, tmp_path).train()

@@ -157,3 +157,28 @@ def test_a_model_whose_texts_depend_on_each_other_is_refused_unless_allowed():
         jax.eval_shape(shapes)
     made, _ = jax.eval_shape(functools.partial(shapes, allow_batch_dependence=True))
     assert made.shape == (2, 2)
+
+
+def test_a_model_that_routes_by_domain_is_given_the_domain_of_each_text():
+    """Greedily, each row goes on as the whole text would, read in its domain."""
+    layer = {
+        "name": "moe.mixture.Mixture",
+        "router": {"name": "moe.tables.ByDomain", "num_experts": 2},
+        "experts": {"name": "moe.experts.Gated", "width": 8},
+        "dispatcher": {"name": "moe.one_hot.OneHot"},
+    }
+    by_domain = build(parts.decoder(V, 16, 1, layer))
+    tokens, mask = np.repeat(PROMPTS[:1], 2, 0), np.ones((2, 4), np.int32)
+    domains = np.array([0, 1], np.int32)
+    read = {"tokens": tokens, "mask": mask, "domains": domains}
+    shapes, rng = jax.eval_shape(by_domain.init, jax.random.key(0), read), np.random.default_rng(0)
+    held = jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(x.dtype), shapes)
+    run = functools.partial(sampling.sample, by_domain, length=NEW, end_id=NO_END, temperature=0.0)
+    made, _ = jax.jit(run)(held, tokens, mask, jax.random.key(0), domains_B=domains)
+    whole = np.concatenate([tokens, made], axis=1)
+    read |= {"tokens": whole, "mask": np.ones_like(whole)}
+    logits_BLV = jax.jit(by_domain.apply)(held, read).logits
+    np.testing.assert_array_equal(logits_BLV[:, 3:-1].argmax(-1), made)
+    assert made[0].tolist() != made[1].tolist()
+    with pytest.raises(ValueError, match="the batch has no domains"):
+        jax.eval_shape(run, held, tokens, mask, jax.random.key(0))

@@ -8,8 +8,8 @@ from flax import linen as nn
 from backbones.decoder import Decoded
 from corpora.text_chunks import ChunkTable
 from language_model.causal import Causal
-from language_model.mixture import Chunks
-from language_model.scoring import Scorer
+from language_model.domains import Chunks
+from language_model.scoring import Scorer, perplexity
 from training import mesh as meshes
 from training.mesh import Layout
 
@@ -53,3 +53,9 @@ def test_equals_the_loss_of_each_chunk_alone_on_any_mesh():
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="batch_size has 4 rows, which 8 parts of a batch"):
         Scorer(None, Layout().mesh(), Layout(), batch_size=4, length=LENGTH)
+
+
+def test_perplexity_is_a_finite_number_whatever_the_loss():
+    assert perplexity(np.log(7.0)) == pytest.approx(7.0)
+    assert perplexity(709.0) < perplexity(np.float64(1e4)) < np.inf
+    assert np.isnan(perplexity(np.nan))

@@ -103,6 +103,7 @@ def test_two_passes_over_microbatches_are_the_batch_in_one_piece(whole):
     np.testing.assert_array_equal(counted, whole[2])
 
 
+@pytest.mark.slow
 def test_microbatches_alone_are_not(whole):
     grad, _, counted = gradient_of("alone", M)
     assert np.abs(grad - whole[0]).max() > 0.01 * np.abs(whole[0]).max()

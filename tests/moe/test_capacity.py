@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from moe import capacity
 from moe.capacity import Capacity
+from moe.leakage import Dependence
 from moe.routing import Routing, token_choice
+from training.build import build
 
 
 def routing(keep=True):
@@ -59,8 +61,9 @@ def test_what_is_no_capacity_is_refused(fields, message):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 5))
-def test_places_count_the_edges_of_each_expert_in_order(seed, edges, experts):
+@given(st.integers(0, 10_000), st.sampled_from([(1, 1), (30, 5)]))
+def test_places_count_the_edges_of_each_expert_in_order(seed, sizes):
+    edges, experts = sizes  # few shapes: each is compiled
     draw = np.random.default_rng(seed)
     expert, keep = draw.integers(experts, size=(2, edges)), draw.random((2, edges)) < 0.7
     token = draw.integers(4, size=(2, edges))
@@ -77,3 +80,10 @@ def test_places_count_the_edges_of_each_expert_in_order(seed, edges, experts):
     assert np.asarray(capacity.counts(list_)).tolist() == [
         np.bincount(expert[g][keep[g]], minlength=experts).tolist() for g in range(2)
     ]
+
+
+def test_a_priority_that_a_config_names_is_known_for_what_it_is():
+    spec = dict(name="moe.capacity.Capacity", factor=1.0, tokens=4)
+    for name, later in (("by_position", False), ("by_choice", True)):
+        made = build(spec | dict(priority=dict(name=f"moe.capacity.{name}")))
+        assert made.dependence(train=True) == Dependence(later=later, earlier=True)

@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from backbones.cached_attention import CachedAttention
+from backbones.decoder import TransformerDecoder
+from backbones.decoder_blocks import PreNorm
+from backbones.embedding import TokenEmbedding
 from language_model import causal
 from moe import cost
+from moe.dropless import Dropless
 from moe.feed_forward import Context
+from moe.mixture import Mixture
+from moe.routers import TopK
 from training import flops
 from training.build import build
 
@@ -141,6 +148,33 @@ def test_two_calls_of_one_model_are_two_even_of_one_shape():
     assert len(layers) == 2
     assert layers[0] == layers[1]
     assert cost.parameters(params, layers)["experts"] == (Y * E * 2 * D * F, Y * K * 2 * D * F)
+
+
+class Named(nn.Module):
+    """Experts whose weights have names of their own, and one that works with none."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, rows, *, train=False):
+        if not self.width:
+            return rows
+        wide = rows.matmul(self.param("up", nn.initializers.ones, (E, D, self.width)))
+        down = self.param("down", nn.initializers.ones, (E, self.width, D))
+        return wide.matmul(down).add(self.param("shift", nn.initializers.ones, (E, D)))
+
+
+@pytest.mark.parametrize(("width", "copies", "weights"), [(F, Y, 2 * D * F + D), (0, 1, 0)])
+def test_experts_may_name_their_weights_as_they_like(width, copies, weights):
+    feed_forward = Mixture(TopK(E, K), Named(width), Dropless())
+    model = TransformerDecoder(
+        TokenEmbedding(V, D), PreNorm(CachedAttention(heads=2), feed_forward), num_layers=Y
+    )
+    batch = causal.read(causal.batch_shapes(B, L))
+    params = {"model": jax.eval_shape(model.init, jax.random.key(0), batch)["params"]}
+    function = lambda params, batch: model.apply({"params": params["model"]}, batch).logits.sum()
+    (layer,) = cost.sparse_layers(function, params, batch)
+    assert (layer.copies, layer.weights) == (copies, weights)
 
 
 def layer_of(exchanged):

@@ -1,14 +1,15 @@
 """What fits into the buffer of a device, and where rows go, worked out by hand; values in
 test_expert_parallel.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe import on_devices
-from moe.expert_parallel_dropless import RaggedAllToAll, Routes, _gathered, _sent
+from moe.expert_parallel_dropless import RaggedAllToAll
 from moe.routing import token_choice
 from training import collectives, hlo
 from training.mesh import BATCH_AXES, Layout
@@ -26,9 +27,14 @@ def on_two_devices(function, *args):
         return jax.device_get(jax.jit(function)(*args))
 
 
+@functools.cache
+def kept(factor):
+    """One function for all cases: compiled once for a number of experts."""
+    return lambda routing: RaggedAllToAll(factor).plan(routing, train=True).keep
+
+
 def keep(expert_GS, factor, num_experts=2):
-    plan = lambda routing: RaggedAllToAll(factor).plan(routing, train=True).keep
-    return on_two_devices(plan, routing(expert_GS, num_experts)).tolist()
+    return on_two_devices(kept(factor), routing(expert_GS, num_experts)).tolist()
 
 
 def test_what_fits_into_the_buffer():
@@ -52,8 +58,14 @@ def test_rows_come_to_their_expert_and_back():
     x_GSD = jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]])
     w_EDF = jnp.array([[[10.0]], [[100.0]], [[1000.0]], [[10000.0]]])
 
+    used = []
+
+    def product(x_PD, w_EDF, sizes_E):
+        used.append((x_PD.shape, w_EDF.shape))
+        return jax.lax.ragged_dot(x_PD, w_EDF, sizes_E)
+
     def there_and_back(routing, x_GSD, w_EDF):
-        plan = RaggedAllToAll(1.5).plan(routing, train=True)
+        plan = RaggedAllToAll(1.5, matmul=product).plan(routing, train=True)
         rows = plan.dispatch(x_GSD)
         return rows.values, rows.sizes, plan.combine(rows.matmul(w_EDF))
 
@@ -62,6 +74,7 @@ def test_rows_come_to_their_expert_and_back():
     np.testing.assert_array_equal(values[:, :, 0], [[2, 3, 1], [4, 0, 0]])
     np.testing.assert_array_equal(sizes, [[2, 1], [0, 1]])
     np.testing.assert_array_equal(y_GSD[:, :, 0], [[100, 20], [30, 40000]])
+    assert used == [((3, 1), (2, 1, 1))]
 
 
 @pytest.mark.parametrize("factors", [dict(buffer_factor=0.9), dict(buffer_factor=2, evaluation_factor=0)])
@@ -75,39 +88,6 @@ def test_the_evaluation_has_a_factor_of_its_own():
     plan = lambda routing: [dispatcher.plan(routing, train=train).keep for train in (True, False)]
     train, evaluation = on_two_devices(plan, routing([[0, 0], [0, 0]]))
     assert (train.sum(), evaluation.sum()) == (2, 4)
-
-
-def as_documented(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
-    """`jax.lax.ragged_all_to_all`, which a CPU does not have, row by row from what all devices have."""
-    here = jax.lax.axis_index(axis_name)
-    given = operand, input_offsets, send_sizes, output_offsets
-    operands, starts, sizes, lands = (jax.lax.all_gather(x, axis_name) for x in given)
-    for source in range(len(operands)):
-        size = jnp.where(sizes[source, here] == recv_sizes[source], recv_sizes[source], -(10**6))
-        for row in range(operand.shape[0]):
-            moved = operands[source, jnp.minimum(starts[source, here] + row, len(operand) - 1)]
-            at = jnp.where(row < size, lands[source, here] + row, len(output))  # out of bounds: dropped
-            output = output.at[at].set(moved, mode="drop")
-    return output
-
-
-def test_the_form_for_a_cpu_moves_what_the_other_does(monkeypatch):
-    monkeypatch.setattr(jax.lax, "ragged_all_to_all", as_documented)
-    x_MND = np.arange(1, 17, dtype=np.float32).reshape(4, 4, 1)
-    starts = jnp.array([[0, 1], [2, 3]])  # of source and target
-    routes = Routes(starts, sizes=jnp.array([[1, 3], [1, 0]]), lands=jnp.array([[0, 0], [1, 3]]))
-    mesh = Layout(dict(data=2, expert=2)).mesh(jax.devices()[:4])
-
-    def both(x_MND):
-        here = lambda x: jnp.stack([form(3, x[0], routes) for form in (_sent, _gathered)])[None]
-        return on_devices.run(here, x_MND)
-
-    with jax.set_mesh(mesh):
-        sent, gathered = jax.jit(both)(x_MND).swapaxes(0, 1)
-    # The first two devices have rows 1 to 4 and 5 to 8: the first gets 1 and 7, the second 2, 3 and 4.
-    np.testing.assert_array_equal(sent[:2, :, 0], [[1, 7, 0], [2, 3, 4]])
-    np.testing.assert_array_equal(sent[2:, :, 0], [[9, 15, 0], [10, 11, 12]])
-    np.testing.assert_array_equal(gathered, sent)
 
 
 @pytest.mark.tpu_plan

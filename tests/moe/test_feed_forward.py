@@ -24,11 +24,10 @@ def assert_close(ours, oracle, tolerance=1e-5):
     assert np.max(np.abs(ours - oracle)) <= tolerance * np.max(np.abs(oracle))
 
 
-def test_dense_is_two_products_with_gelu_between():
+def test_dense_is_two_products_with_gelu_between(drawn):
     x_BLD, context = inputs()
     layer = Dense(width=7, use_bias=True)
-    params = layer.init(jax.random.key(1), x_BLD, context, ())["params"]
-    params = jax.tree.map(lambda p: draw(p.size, *p.shape), params)
+    params = drawn(layer, x_BLD, context, ())["params"]
     y_BLD, carry, aux = layer.apply({"params": params}, x_BLD, context, ())
 
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
@@ -39,10 +38,10 @@ def test_dense_is_two_products_with_gelu_between():
     assert aux == {}
 
 
-def test_gated_is_swiglu():
+def test_gated_is_swiglu(drawn):
     x_BLD, context = inputs()
     layer = Gated(width=7)
-    params = layer.init(jax.random.key(1), x_BLD, context, ())["params"]
+    params = drawn(layer, x_BLD, context, ())["params"]
     y_BLD, _, _ = layer.apply({"params": params}, x_BLD, context, ())
 
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
@@ -53,12 +52,11 @@ def test_gated_is_swiglu():
 
 
 @pytest.mark.parametrize("kind", [Dense, Gated])
-def test_gradients_equal_those_of_the_formula(kind):
+def test_gradients_equal_those_of_the_formula(drawn, kind):
     """The backward pass keeps less than autodiff of the formula would; the gradients are the same."""
     x_BLD, context = inputs()
     layer = kind(width=7, use_bias=True)
-    params = layer.init(jax.random.key(1), x_BLD, context, ())["params"]
-    params = jax.tree.map(lambda p: draw(p.size, *p.shape), params)
+    params = drawn(layer, x_BLD, context, ())["params"]
 
     def formula(params, x_BLD):
         product = lambda name, x: (
@@ -70,16 +68,16 @@ def test_gradients_equal_those_of_the_formula(kind):
 
     ours = jax.grad(lambda p, x: jnp.sum(layer.apply({"params": p}, x, context, ())[0] ** 2), (0, 1))
     oracle = jax.grad(lambda p, x: jnp.sum(formula(p, x) ** 2), (0, 1))
-    jax.tree.map(assert_close, ours(params, x_BLD), oracle(params, x_BLD))
+    jax.tree.map(assert_close, *jax.jit(lambda *args: (ours(*args), oracle(*args)))(params, x_BLD))
 
 
 @pytest.mark.parametrize("kind", [Dense, Gated])
-def test_contract(kind):
+def test_contract(drawn, kind):
     """Shape, dtype, carry; float32 parameters; the initial carry is had without parameters."""
     x_BLD, context = inputs()
     layer = kind(width=7)
     assert layer.initial_carry(x_BLD, context) == ()
-    params = layer.init(jax.random.key(1), x_BLD, context, ())
+    params = drawn(layer, x_BLD, context, ())
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     kept = {"anything": jnp.ones(3)}
     y_BLD, carry, aux = layer.apply(params, x_BLD.astype("bfloat16"), context, kept)
@@ -90,13 +88,14 @@ def test_contract(kind):
 
 
 @pytest.mark.parametrize("kind", [Dense, Gated])
-def test_dropout_only_in_training(kind):
+def test_dropout_only_in_training(drawn, kind):
     x_BLD, context = inputs()
     layer = kind(width=64, dropout=0.5)
-    params = layer.init(jax.random.key(1), x_BLD, context, ())
+    params = drawn(layer, x_BLD, context, ())
     plain = kind(width=64).apply(params, x_BLD, context, ())[0]
     np.testing.assert_array_equal(layer.apply(params, x_BLD, context, ())[0], plain)
 
+    @jax.jit
     def dropped(seed):
         return layer.apply(params, *inputs(train=True), (), rngs={"dropout": jax.random.key(seed)})[0]
 

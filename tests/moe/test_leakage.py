@@ -16,16 +16,21 @@ from backbones.decoder import TransformerDecoder
 from backbones.embedding import TokenEmbedding
 from backbones.encoder import TransformerEncoder
 from dual_encoder.trained import Trained
-from moe import capacity, feed_forward, leakage
+from moe import capacity, feed_forward, leakage, tables
+from moe.buffered import Buffered
 from moe.capacity import Capacity
 from moe.dropless import Dropless
 from moe.expert_choice import ExpertChoice
+from moe.expert_parallel import AllToAll
+from moe.expert_parallel_dropless import RaggedAllToAll
 from moe.experts import Dense
 from moe.feed_forward import Context
+from moe.group_limit import GroupLimit
 from moe.gshard import GShard
 from moe.leakage import Dependence, DependenceError
 from moe.loss_free import LossFree
 from moe.mixture import Mixture
+from moe.noise import Learned
 from moe.one_hot import OneHot
 from moe.routers import TopK
 from moe.shared import Weighted
@@ -60,6 +65,8 @@ LAYERS = {
     "loss-free": (layer(LossFree(E, 2)), NONE),
     "served at evaluation": (layer(dispatcher=Sorted(tight(evaluation_factor=math.inf)), rows=None), NONE),
     "capacity": (layer(dispatcher=OneHot(tight())), EARLIER),
+    "by token": (layer(tables.ByToken(E, functools.partial(tables.random, vocabulary=V))), NONE),
+    "buffered capacity": (layer(dispatcher=Buffered(tight())), EARLIER),
     "sorted capacity": (layer(dispatcher=Sorted(tight())), EARLIER),
     "shared capacity": (layer(dispatcher=Sorted(tight()), rows=None), EARLIER_TEXTS),
     "first choices first": (layer(dispatcher=Sorted(tight(capacity.by_choice))), OWN),
@@ -70,6 +77,21 @@ LAYERS = {
     "soft": (Soft(E, Dense(F)), OWN),
     "shared soft": (Soft(E, Dense(F), group_rows=None), ALL),
 }
+LATER_TESTS = {
+    "group-limited": (layer(TopK(E, 2, limit=GroupLimit(2, 1))), NONE),
+    "noisy in training": (layer(TopK(E, 2, noise=Learned())), NONE),
+    "by domain": (layer(tables.ByDomain(E, experts=[[0, 3], [1, 2]])), NONE),
+    "all-to-all": (layer(dispatcher=AllToAll(tight())), EARLIER),
+    "all-to-all without capacity": (layer(dispatcher=RaggedAllToAll(math.inf), rows=None), NONE),
+}
+LAYERS |= LATER_TESTS
+
+
+def names(of):
+    """The rarer ones in `make test-all`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LATER_TESTS)) for name in of]
+
+
 SAFE = [name for name, (_, stated) in LAYERS.items() if not stated.batch]
 
 
@@ -77,10 +99,16 @@ SAFE = [name for name, (_, stated) in LAYERS.items() if not stated.batch]
 def applied(name):
     """A function `x [B, L, D], valid [B, L] -> y` of one of the layers."""
     module, rng = LAYERS[name][0], np.random.default_rng(9)
-    given = (jnp.ones((B, L, D)), Context(valid=jnp.ones((B, L), bool)), ())
+
+    def context(x, valid):
+        # A token's id is a matter of its x, so that tables too see other tokens where x changes.
+        ids = (1000 * jnp.abs(x[:, :, 0])).astype(jnp.int32) % V
+        return Context(valid=valid, tokens=ids, domains=jnp.zeros(len(x), jnp.int32))
+
+    given = (jnp.ones((B, L, D)), context(jnp.ones((B, L, D)), jnp.ones((B, L), bool)), ())
     shapes = jax.eval_shape(module.init, jax.random.key(0), *given)
     variables = jax.tree.map(lambda leaf: draw(rng, *leaf.shape), shapes)
-    compiled = jax.jit(lambda x, valid: module.apply(variables, x, Context(valid=valid), ())[0])
+    compiled = jax.jit(lambda x, valid: module.apply(variables, x, context(x, valid), ())[0])
     return lambda x, valid: np.asarray(compiled(x, valid))
 
 
@@ -88,7 +116,7 @@ def draw(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", names(LAYERS))
 def test_what_is_stated_is_what_is_found(name):
     """A layer that is said to be safe never moves, and one that is not has a counterexample."""
     module, stated = LAYERS[name]
@@ -112,7 +140,7 @@ def test_what_is_stated_is_what_is_found(name):
     assert all(amount <= 1e-6 for what, amount in moved.items() if not found[what]), moved
 
 
-@pytest.mark.parametrize("name", SAFE)
+@pytest.mark.parametrize("name", names(SAFE))
 def test_a_text_gets_the_same_whatever_its_companions_and_their_order(name):
     """To the bit, but where the oracle adds up a group of several texts by a product with a mask."""
     apply, rng = applied(name), np.random.default_rng(1)
@@ -131,6 +159,26 @@ def test_a_text_gets_the_same_whatever_its_companions_and_their_order(name):
             np.testing.assert_array_equal(y, first)
         else:
             assert np.abs(y - first).max() <= 1e-6 * np.abs(first).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatcher", [Dropless(), Sorted(Capacity(1.0, 64))], ids=str)
+def test_a_text_gets_the_same_to_the_bit_at_the_widths_of_a_model(dispatcher):
+    """An expert has up to 800 rows, in blocks of every size that `moe.grouped_matmul` has."""
+    module, rng = Mixture(TopK(E, 2), Dense(512), dispatcher, 1), np.random.default_rng(3)
+    shape = (8, 64, 128)
+    given = (jnp.ones(shape), Context(valid=jnp.ones(shape[:2], bool)), ())
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *given)
+    variables = jax.tree.map(lambda leaf: draw(rng, *leaf.shape) / leaf.shape[-2] ** 0.5, shapes)
+    apply = jax.jit(lambda x, valid: module.apply(variables, x, Context(valid=valid), ())[0])
+    text, padding, first = draw(rng, *shape[1:]), np.arange(64) < 50, None
+    for share in (0.0, 0.05, 0.2, 0.5, 0.8, 1.0):
+        row = int(rng.integers(8))
+        x, valid = draw(rng, *shape), rng.random(shape[:2]) < share
+        x[row], valid[row] = text, padding
+        y = np.asarray(apply(x, valid))[row, :50]
+        first = y if first is None else first
+        np.testing.assert_array_equal(y, first)
 
 
 @pytest.mark.parametrize("name", ["dropless, shared groups", "sorted capacity", "expert choice", "soft"])

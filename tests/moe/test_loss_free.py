@@ -177,3 +177,11 @@ def test_scores_that_vanish_have_finite_gradients(logit):
         return (routing.weight * jnp.arange(4.0)[None]).sum() + (routing.probabilities**2).sum()
 
     assert jnp.isfinite(jax.grad(loss)(jnp.full((1, 3), logit))).all()
+
+
+@pytest.mark.parametrize("experts", [7, 28, 60])
+def test_an_expert_at_the_mean_stays(experts):
+    """Also under jit, where XLA would make a mean a product with 1 / E."""
+    count = jnp.full(experts, 1234.0).at[0].add(5).at[1].add(-5)
+    moved = jax.jit(lambda count: loss_free.update(jnp.zeros(experts), count, rate=1.0))(count)
+    assert moved.tolist() == [-1.0, 1.0, *[0.0] * (experts - 2)]

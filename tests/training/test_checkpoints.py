@@ -133,7 +133,7 @@ def test_the_best_holds_what_was_evaluated(tmp_path):
     checkpoints.save_best(state(4, 4.0, average={"w": jnp.full(3, 9.0)}), 0.2)
     checkpoints.save_best(state(4, 5.0), 0.3)  # the step once more, in a resumed run: on record already
     assert checkpoints.best_value() == 0.2
-    step, params = read_best_params(tmp_path)
+    step, params, _ = read_best_params(tmp_path)
     np.testing.assert_array_equal(params["w"], [9.0] * 3)
     assert step == 4
 
@@ -158,7 +158,9 @@ def test_parameters_saved_from_eight_devices_are_read_on_one(tmp_path):
         [sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2],
         env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout == "(4, {'w': array([4., 4., 4.], dtype=float32)})\n", done.stderr
+    assert (
+        done.stdout == "(4, {'w': array([4., 4., 4.], dtype=float32)}, {'seen': array(4, dtype=int32)})\n"
+    ), done.stderr
 
 
 @pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])

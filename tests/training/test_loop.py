@@ -267,9 +267,13 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(t
 
 
 def test_a_run_can_begin_with_given_parameters(tmp_path):
-    state = run(tmp_path, total=1, initialize=lambda params: {"w": np.full_like(params["w"], 7.0)})
+    state = run(
+        tmp_path, total=1, initialize=lambda params, state: ({"w": np.full_like(params["w"], 7.0)}, state)
+    )
     np.testing.assert_allclose(state.params["w"], 7.0, atol=0.11)  # one step of Adam at 0.1
-    again = run(tmp_path, total=2, initialize=lambda params: {"w": np.full_like(params["w"], 50.0)})
+    again = run(
+        tmp_path, total=2, initialize=lambda params, state: ({"w": np.full_like(params["w"], 50.0)}, state)
+    )
     assert np.max(np.abs(again.params["w"])) < 8  # only where it begins
 
 

@@ -160,3 +160,15 @@ def test_the_window_sums_and_notices_the_first_bad_step():
             # np.tri(16, 4) has 1 + 2 + 3 + 13 * 4 = 58 ones of 64.
             assert (float(window.tokens), float(window.slots)) == (116.0, 128.0)
     assert int(window.first_bad) == 3
+
+
+def test_an_unknown_accumulation_is_refused():
+    """Rather than leaving each microbatch alone."""
+
+    class Unknown(Regression):
+        accumulation = "twopass"
+
+    optimizer = optax.sgd(0.1)
+    step = make_step(Unknown(), optimizer, microbatches=2)
+    with pytest.raises(ValueError, match="accumulation is 'twopass'; allowed: None, 'alone', 'running'"):
+        step(start(optimizer), batch(), jax.random.key(0))

@@ -47,9 +47,19 @@ def test_another_runs_best_checkpoint_is_read(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     params = jax.tree.map(jnp.asarray, SOURCE)
     checkpoints.save_best(
-        TrainState(jnp.int32(4), params, {}, (), jax.tree.map(lambda x: x + 1, params)), 0.5
+        TrainState(
+            jnp.int32(4),
+            params,
+            {"balance": {"bias": jnp.full(2, 7.0)}},
+            (),
+            jax.tree.map(lambda x: x + 1, params),
+        ),
+        0.5,
     )
     checkpoints.close()
-    merged, report = load(FRESH, tmp_path, rules=[("^old/", "new/")])
-    assert report.loaded == ("new/bias", "new/kernel")
+    state = {"balance": {"bias": np.zeros(2), "other": np.zeros(2)}}
+    merged, state, report = load(FRESH, state, tmp_path, rules=[("^old/", "new/")])
+    assert report.loaded == ("balance/bias", "new/bias", "new/kernel")
+    assert "balance/other" in report.new
+    assert state["balance"]["bias"].tolist() == [7.0, 7.0]  # the state is none that a gradient trains
     np.testing.assert_array_equal(merged["new"]["kernel"], np.full((2, 2), 4.0))  # its moving average

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.reproduce import drop_towards_end, fine_grained, global_balance, mixtures
-from experiments.reproduce.mixtures import Trained
+from experiments.reproduce.mixtures import Figures
 
 
 def run(loss=2.0, domain=0.1):
@@ -49,7 +49,7 @@ def test_global_balance_is_judged_seed_by_seed(losses, domains, expected):
         },
     }
     assert verdicts(global_balance.claims(numbers)) == expected
-    assert global_balance._table(numbers)[1][0][:3] == ["micro", "0", "2.0000"]
+    assert mixtures.table(numbers, "balance")[1][0][:3] == ["micro", "0", "2.0000"]
     drawn(lambda figure: global_balance._draw(figure, numbers))
 
 
@@ -77,7 +77,7 @@ def test_drops_towards_the_end_are_those_of_the_last_quarter():
             "by_domain": {"information": 0.05},
         }
 
-    trained = Trained({"all": 2.0}, [layer([0.0, 0.1, 0.2, 0.3]), layer([0.0, 0.0, 0.0, 0.1])])
+    trained = Figures({"all": 2.0}, [layer([0.0, 0.1, 0.2, 0.3]), layer([0.0, 0.0, 0.0, 0.1])])
     found = drop_towards_end.by_position(trained)
     assert found == pytest.approx([0.0, 0.05, 0.1, 0.2])
     assert drop_towards_end.quarters(found) == pytest.approx((0.0, 0.2))
@@ -106,7 +106,7 @@ def test_a_finished_runs_numbers_are_the_means_over_layers():
         {"by_domain": {"information": 0.2}, "by_token_id": {"information": 0.4}, "cv": 0.1, "dropped": 0.0},
         {"by_domain": {"information": 0.4}, "by_token_id": {"information": 0.8}, "cv": 0.3, "dropped": 0.0},
     ]
-    found = mixtures.numbers({"arm": {0: Trained({"all": 1.5}, layers)}})
+    found = mixtures.numbers({"arm": {0: Figures({"all": 1.5}, layers)}})
     assert json.loads(json.dumps(found)) == found
     assert found["arm"]["0"]["domain_information"] == pytest.approx(0.3)
     assert found["arm"]["0"]["token_id_information"] == pytest.approx(0.6)

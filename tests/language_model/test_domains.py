@@ -1,4 +1,4 @@
-"""A mixture of collections: documents held out by their id, chunks by domain, batches."""
+"""Collections as domains: documents held out by their id, chunks by domain, batches."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from corpora.dataset import Dataset, Rows
 from corpora.tables import DataError, Document
-from language_model import mixture
+from language_model import domains
 from training.build import SpecError, build
 
 
@@ -33,23 +33,23 @@ def collection(prefix, count, text="{} is here"):
 
 
 def make(**fields):
-    return mixture.mixture({"b": collection("b", 40), "a": collection("a", 20)}, **fields)
+    return domains.held_out({"b": collection("b", 40), "a": collection("a", 20)}, **fields)
 
 
 def test_documents_are_parted_and_domains_ordered_by_name():
     of = make(dev=0.1, test=0.2)
-    assert of.domains == ["a", "b"]
+    assert of.names == ["a", "b"]
     for domain, size in (("a", 20), ("b", 40)):
         rows = of.rows[domain]
-        assert [len(rows[split]) for split in mixture.SPLITS] == [0.7 * size, 0.1 * size, 0.2 * size]
+        assert [len(rows[split]) for split in domains.SPLITS] == [0.7 * size, 0.1 * size, 0.2 * size]
         assert sorted(np.concatenate(list(rows.values()))) == list(range(size))
         assert [d.doc_id for d in of.documents("test", domain)] == [f"{domain}{i}" for i in rows["test"]]
-    expected = [f"{d}/{d}{i}" for d in of.domains for i in of.rows[d]["test"]]
+    expected = [f"{d}/{d}{i}" for d in of.names for i in of.rows[d]["test"]]
     assert of.document_ids("test") == expected
 
 
 def test_what_is_held_out_depends_on_the_ids_alone():
-    other = mixture.mixture({"a": collection("a", 20, text="quite another text, {}, and longer")}, dev=0.02)
+    other = domains.held_out({"a": collection("a", 20, text="quite another text, {}, and longer")}, dev=0.02)
     np.testing.assert_array_equal(other.rows["a"]["test"], make().rows["a"]["test"])
     assert make().corpus_hash == make().corpus_hash != make(test=0.1).corpus_hash
 
@@ -57,19 +57,19 @@ def test_what_is_held_out_depends_on_the_ids_alone():
 @pytest.mark.parametrize("length", [3, 7])
 def test_no_document_is_in_two_splits_whatever_the_length(length):
     of, seen = make(dev=0.1, test=0.1), {}
-    for split in mixture.SPLITS:
-        chunks = mixture.chunks(of, split, Letters(), length)
+    for split in domains.SPLITS:
+        chunks = domains.chunks(of, split, Letters(), length)
         names = of.document_ids(split)
         for number, document in enumerate(chunks.table.document_of_chunk):
             assert seen.setdefault(names[document], split) == split
-            assert names[document].startswith(of.domains[chunks.domains[number]])
+            assert names[document].startswith(of.names[chunks.domains[number]])
         assert chunks.sizes.tolist() == np.bincount(chunks.domains).tolist()
     assert len(seen) == 60
 
 
 def test_a_batch_has_the_rows_of_its_part():
-    chunks = mixture.chunks(make(), "test", Letters(), 4)
-    make_batch = mixture.batches(chunks, 4)
+    chunks = domains.chunks(make(), "test", Letters(), 4)
+    make_batch = domains.batches(chunks, 4)
     whole = make_batch(np.array([3, 0, 1]), 0)
     assert {name: x.shape for name, x in whole.items()} == {
         "tokens": (3, 4), "targets": (3, 4), "mask": (3, 4), "domains": (3,)
@@ -97,11 +97,14 @@ def test_errors(fields, message):
 
 def test_errors_of_collections():
     with pytest.raises(ValueError, match="collections is empty"):
-        mixture.mixture({})
+        domains.held_out({})
+    for name in ("", "all"):
+        with pytest.raises(ValueError, match=f"collections has a domain '{name}'; allowed: a name other"):
+            domains.held_out({name: collection("a", 9)})
     with pytest.raises(DataError, match="a has 2 documents; at least 3 are needed"):
-        mixture.mixture({"a": collection("a", 2)})
+        domains.held_out({"a": collection("a", 2)})
     with pytest.raises(SpecError, match=r"collections\.a is 5; allowed: a collection"):
-        build({"name": "language_model.mixture.mixture", "collections": {"a": 5}})
-    empty = mixture.mixture({"a": collection("a", 9, text="")})
+        build({"name": "language_model.domains.held_out", "collections": {"a": 5}})
+    empty = domains.held_out({"a": collection("a", 9, text="")})
     with pytest.raises(DataError, match="the documents of a in split train have no text"):
-        mixture.chunks(empty, "train", Letters(), 4)
+        domains.chunks(empty, "train", Letters(), 4)

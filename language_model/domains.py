@@ -1,7 +1,7 @@
 """Several collections as the text of one language model: each is a domain, and some documents are held out.
 
     data = dict(
-        name="language_model.mixture.mixture",
+        name="language_model.domains.held_out",
         collections=dict(
             stories=dict(name="corpora.sources.beir_folder.load", folder="fairytaleqa"),
             medicine=dict(name="corpora.sources.beir_folder.load", folder="medquad"),
@@ -30,10 +30,11 @@ from corpora.tokenizer import Tokenizer
 from training.progress import Progress
 
 SPLITS = ("train", "dev", "test")
+ALL = "all"  # domains together, where figures are named by domain
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class Domains:
     """Attributes:
     collections: by domain, in the order of their names; a domain's number is its place here.
     rows: by domain and split, the documents of each, int64.
@@ -45,7 +46,7 @@ class Mixture:
     weights: Mapping[str, float]
 
     @property
-    def domains(self) -> list[str]:
+    def names(self) -> list[str]:
         return list(self.collections)
 
     @property
@@ -80,13 +81,13 @@ class Mixture:
         )
 
 
-def mixture(
+def held_out(
     collections: Mapping[str, Dataset],
     *,
     dev: float = 0.02,
     test: float = 0.02,
     weights: Mapping[str, float] | None = None,
-) -> Mixture:
+) -> Domains:
     """Puts collections together.
 
     Documents are held out by the hash of their id, those of each domain apart: a share of `dev` and one of
@@ -98,11 +99,15 @@ def mixture(
       weights: by domain, of the rows of a batch; None or {} where a domain's share is that of its chunks.
 
     Raises:
-      ValueError: no collection, a share or a weight out of range, weights of other domains.
+      ValueError: no collection, a domain's name that means something else, a share or a weight out of range,
+        weights of other domains.
       DataError: a collection has too few documents.
     """
     if not collections:
         raise ValueError("collections is empty; at least one is needed")
+    for domain in collections:
+        if domain in ("", ALL):
+            raise ValueError(f"collections has a domain {domain!r}; allowed: a name other than {ALL!r}")
     for field, share in (("dev", dev), ("test", test)):
         if not 0 < share < 1:
             raise ValueError(f"{field} is {share}; allowed: above 0 and below 1")
@@ -126,7 +131,7 @@ def mixture(
         assigned = np.array([SPLITS.index(split_of[doc_id]) for doc_id in dataset.doc_ids])
         rows[domain] = {split: np.flatnonzero(assigned == i) for i, split in enumerate(SPLITS)}
     ordered = sorted(collections)
-    return Mixture({d: collections[d] for d in ordered}, {d: rows[d] for d in ordered}, weights)
+    return Domains({d: collections[d] for d in ordered}, {d: rows[d] for d in ordered}, weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +139,7 @@ class Chunks:
     """The chunks of one split, those of a domain one after the other.
 
     Attributes:
-      table: their tokens; its documents are numbered as `Mixture.document_ids` lists them.
+      table: their tokens; its documents are numbered as `Domains.document_ids` lists them.
       domains: int32 [N], the domain of each chunk, ascending.
       sizes: int64 [domains], chunks of each domain.
     """
@@ -144,19 +149,19 @@ class Chunks:
     sizes: np.ndarray
 
 
-def chunks(of: Mixture, split: str, tokenizer: Tokenizer, length: int) -> Chunks:
+def chunks(of: Domains, split: str, tokenizer: Tokenizer, length: int) -> Chunks:
     """Tokenizes a split and cuts it into chunks of at most `length` tokens.
 
     Raises:
       DataError: a domain has no text in this split.
     """
-    counts = [len(of.rows[domain][split]) for domain in of.domains]
+    counts = [len(of.rows[domain][split]) for domain in of.names]
     progress = Progress(sum(counts), unit="document", title=f"tokenizing {split}")
     done = 0
 
     def counted() -> Iterator[Document]:
         nonlocal done
-        for domain in of.domains:
+        for domain in of.names:
             for document in of.documents(split, domain):
                 yield document
                 done += 1
@@ -167,7 +172,7 @@ def chunks(of: Mixture, split: str, tokenizer: Tokenizer, length: int) -> Chunks
     domain_of_document = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     domains = domain_of_document[table.document_of_chunk]
     sizes = np.bincount(domains, minlength=len(counts))
-    for domain, size in zip(of.domains, sizes, strict=True):
+    for domain, size in zip(of.names, sizes, strict=True):
         if not size:
             raise DataError(f"data: the documents of {domain} in split {split} have no text")
     return Chunks(table, domains, sizes)
