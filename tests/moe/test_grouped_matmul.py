@@ -71,7 +71,14 @@ def test_values_and_gradients_equal_a_product_an_expert(sizes):
     check(1200, sizes)
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (5, [0, 0, 0]), (7, [7, 0, 0]), (40, [33, 0, 7])])
+@pytest.mark.parametrize(
+    ("rows", "sizes"),
+    [
+        (1, [1]),
+        *(pytest.param(n, sizes, marks=pytest.mark.slow) for n, sizes in ((5, [0, 0, 0]), (7, [7, 0, 0]))),
+        (40, [33, 0, 7]),
+    ],
+)
 def test_fewer_rows_than_the_largest_block(rows, sizes):
     check(rows, sizes)
 

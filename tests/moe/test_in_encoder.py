@@ -33,7 +33,7 @@ def model(kind):
     return TransformerDecoder(embed, DecoderPreNorm(CachedAttention(heads=2), mixture), LAYERS)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_sums_and_recordings_have_a_layer_axis_and_replay_is_exact(drawn, kind):
     module = model(kind)
     params = drawn(module, BATCH)["params"]

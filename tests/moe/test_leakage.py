@@ -77,19 +77,20 @@ LAYERS = {
     "soft": (Soft(E, Dense(F)), OWN),
     "shared soft": (Soft(E, Dense(F), group_rows=None), ALL),
 }
-LATER_TESTS = {
+RARER = {
     "group-limited": (layer(TopK(E, 2, limit=GroupLimit(2, 1))), NONE),
     "noisy in training": (layer(TopK(E, 2, noise=Learned())), NONE),
     "by domain": (layer(tables.ByDomain(E, experts=[[0, 3], [1, 2]])), NONE),
     "all-to-all": (layer(dispatcher=AllToAll(tight())), EARLIER),
     "all-to-all without capacity": (layer(dispatcher=RaggedAllToAll(math.inf), rows=None), NONE),
 }
-LAYERS |= LATER_TESTS
+LAYERS |= RARER
+SLOW = {*RARER, "dropless", "GShard", "loss-free", "capacity", "served at evaluation", "first choices first"}
 
 
 def names(of):
     """The rarer ones in `make test-all`."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LATER_TESTS)) for name in of]
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in of]
 
 
 SAFE = [name for name, (_, stated) in LAYERS.items() if not stated.batch]
@@ -164,7 +165,7 @@ def test_a_text_gets_the_same_whatever_its_companions_and_their_order(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("dispatcher", [Dropless(), Sorted(Capacity(1.0, 64))], ids=str)
 def test_a_text_gets_the_same_to_the_bit_at_the_widths_of_a_model(dispatcher):
-    """An expert has up to 800 rows, in blocks of every size that `moe.grouped_matmul` has."""
+    """On average an expert has 25 rows at first and 250 at last, so that its blocks differ in size."""
     module, rng = Mixture(TopK(E, 2), Dense(512), dispatcher, 1), np.random.default_rng(3)
     shape = (8, 64, 128)
     given = (jnp.ones(shape), Context(valid=jnp.ones(shape[:2], bool)), ())
