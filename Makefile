@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+# Tests run in so many processes, those of a file in one.
+JOBS ?= 2
+PYTEST := $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 
@@ -39,10 +42,10 @@ quickstart: $(READY)
 	$(RUN) experiments.quickstart
 
 test: $(READY)
-	$(RUN) pytest
+	$(PYTEST)
 
 test-all: $(READY) $(VENV)/.extra-tpu
-	JAX_PLATFORMS=cpu $(RUN) pytest -m 'not bench and not tpu_plan'
+	JAX_PLATFORMS=cpu $(PYTEST) -m 'not bench and not tpu_plan'
 	JAX_PLATFORMS=cpu $(RUN) pytest -m 'tpu_plan and not slow'
 
 test-pods: $(READY) $(VENV)/.extra-tpu

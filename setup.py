@@ -38,7 +38,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
-        "test": ["hypothesis>=6.100", "import-linter>=2.1", "pytest>=8.3", "ruff>=0.8"],
+        "test": ["hypothesis>=6.100", "import-linter>=2.1", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
     },
     entry_points={

@@ -64,7 +64,11 @@ def of(config: Mapping[str, Any], topology: str | None = None) -> dict[str, Any]
     def loss(params, task_state, batch):
         return task.loss(params, task_state, batch, key, train=True)[0]
 
-    layers = cost.sparse_layers(loss, state.params, state.state, batch)
+    # In chunks, a layer is called for each with a part of the batch.
+    whole = dataclasses.replace(task, chunks=1) if getattr(task, "chunks", 1) > 1 else task
+    in_one_piece = lambda params, state, batch: whole.loss(params, state, batch, key, train=True)[0]
+    with cli.expecting(ValueError):
+        layers = cost.sparse_layers(in_one_piece, state.params, state.state, batch)
     tokens = sum(array.size for name, array in batch.items() if name.endswith("mask"))
     counted = {
         "forward": flops.count(loss, state.params, state.state, batch),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs.dual_encoder import mixture
 from configs.language_model import corpora
 from configs.pod import moe_deepseek, moe_olmoe
 from experiments import cost
@@ -91,3 +92,10 @@ def test_the_time_of_an_all_to_all(config, topology, milliseconds, tpu_devices):
     found = cost.of(config.get_config().to_dict(), topology)
     assert found["layers"][0]["exchange_seconds"] * 1e3 == pytest.approx(milliseconds)
     assert f"{milliseconds:.3g} ms" in cost.lines(found)[-3]
+
+
+def test_a_batch_in_chunks_moves_what_it_moves_in_one_piece():
+    config = mixture.get_config("folder=,batch=8").to_dict()
+    whole = cost.of(config)["layers"]
+    config["task"]["chunks"] = 2
+    assert cost.of(config)["layers"] == whole

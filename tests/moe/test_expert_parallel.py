@@ -100,6 +100,15 @@ def also_slow(cases, slow):
     return [*cases, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
+def shown(value):
+    """A name without addresses, so that each process calls a test the same."""
+    if isinstance(value, Capacity):
+        return f"{value.factor:g} {value.priority.__name__}"
+    if isinstance(value, dict):
+        return " ".join(f"{axis}={size}" for axis, size in value.items())
+    return f"{value:g}" if isinstance(value, float) else type(value).__name__
+
+
 CAPACITIES = also_slow(
     [(TWO_BY_FOUR, TIGHT)],  # these few in `make test`
     [
@@ -110,7 +119,7 @@ CAPACITIES = also_slow(
 )
 
 
-@pytest.mark.parametrize(("axes", "capacity"), CAPACITIES, ids=str)
+@pytest.mark.parametrize(("axes", "capacity"), CAPACITIES, ids=shown)
 def test_with_capacity_it_equals_the_oracle(axes, capacity):
     ((_, (y, dropped, kept)), gradients), module = run(
         layer(AllToAll(capacity)), axes, parameters(), chosen()
@@ -150,7 +159,7 @@ RAGGED = also_slow(
 )
 
 
-@pytest.mark.parametrize(("axes", "factor", "experts"), RAGGED, ids=str)
+@pytest.mark.parametrize(("axes", "factor", "experts"), RAGGED, ids=shown)
 def test_without_capacity_it_equals_the_oracle(axes, factor, experts):
     """The oracle is told what had no room, which is checked apart."""
     params, choice = parameters(experts), chosen(experts)
@@ -182,7 +191,7 @@ def served(choice, factor, devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatcher", [AllToAll(Capacity(4.0, L)), RaggedAllToAll(math.inf)], ids=str)
+@pytest.mark.parametrize("dispatcher", [AllToAll(Capacity(4.0, L)), RaggedAllToAll(math.inf)], ids=shown)
 def test_experts_may_choose(dispatcher):
     router = ExpertChoice(E, L, factor=1.0)
     params, choice = parameters(BIASED, router), chosen(BIASED, router)
@@ -195,7 +204,7 @@ def test_experts_may_choose(dispatcher):
 @pytest.mark.parametrize(
     "dispatcher",
     [AllToAll(Capacity(4.0, L)), pytest.param(RaggedAllToAll(math.inf), marks=pytest.mark.slow)],
-    ids=str,
+    ids=shown,
 )
 def test_the_routing_itself_is_that_of_one_device(dispatcher):
     """Where no two experts are so close that a sum in another order could tell."""

@@ -163,7 +163,7 @@ def test_a_text_gets_the_same_whatever_its_companions_and_their_order(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatcher", [Dropless(), Sorted(Capacity(1.0, 64))], ids=str)
+@pytest.mark.parametrize("dispatcher", [Dropless(), Sorted(Capacity(1.0, 64))], ids=["Dropless", "Sorted"])
 def test_a_text_gets_the_same_to_the_bit_at_the_widths_of_a_model(dispatcher):
     """On average an expert has 25 rows at first and 250 at last, so that its blocks differ in size."""
     module, rng = Mixture(TopK(E, 2), Dense(512), dispatcher, 1), np.random.default_rng(3)
