@@ -2,7 +2,7 @@
 
     Yona et al. (2024), "Stealing User Prompts from Mixture of Experts"
 
-    python -m experiments.reproduce prompt_stealing --budget=cpu        about 5 minutes on two free cores
+    python -m experiments.reproduce prompt_stealing --budget=cpu        about 2 minutes on two cores
 
 `experiments.reproduce.tie_attack` is the attack, on a toy model of two layers with random weights. Claims,
 each with its rule, stand in `claims`. The main one: with expert choice over the whole batch, prompts are read
