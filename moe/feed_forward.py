@@ -64,6 +64,13 @@ class Context:
     train: bool = struct.field(pytree_node=False, default=False)
 
 
+@nn.nowrap
+def nothing_carried(self: nn.Module, x_BLD: jax.Array, context: Context) -> Carry:
+    """The method `initial_carry` of a layer that carries nothing."""
+    del self, x_BLD, context
+    return ()
+
+
 class Dense(nn.Module):
     """The two-layer perceptron of Vaswani et al. (2017), "Attention Is All You Need".
 
@@ -84,11 +91,7 @@ class Dense(nn.Module):
     use_bias: bool = False
     dropout: float = 0.0
 
-    @nn.nowrap
-    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
-        """Nothing is carried."""
-        del x_BLD, context
-        return ()
+    initial_carry = nothing_carried
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:
@@ -119,11 +122,7 @@ class Gated(nn.Module):
     use_bias: bool = False
     dropout: float = 0.0
 
-    @nn.nowrap
-    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
-        """Nothing is carried."""
-        del x_BLD, context
-        return ()
+    initial_carry = nothing_carried
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:

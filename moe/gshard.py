@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.groups import Tokens
-from moe.leakage import NONE, Dependence
+from moe.leakage import each_token_alone
 from moe.noise import per_token
 from moe.routers import check_k, choose, score, weigh
 from moe.routing import Choice, Routing, token_choice, token_keys
@@ -29,11 +29,7 @@ class GShard(nn.Module):
 
     num_experts: int
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:

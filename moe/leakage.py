@@ -53,6 +53,13 @@ class DependenceError(ValueError):
     """A model is used where a layer of it depends on what it must not."""
 
 
+@nn.nowrap
+def each_token_alone(self: nn.Module, train: bool) -> Dependence:
+    """The method `dependence` of a part in which each token is served by itself."""
+    del self, train
+    return NONE
+
+
 def stated(part: Any, train: bool) -> Dependence:
     """Returns what a router or dispatcher says of itself, or `UNKNOWN` where it says nothing."""
     return part.dependence(train) if _states(part) else UNKNOWN

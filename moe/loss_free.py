@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.groups import Tokens
-from moe.leakage import NONE, Dependence
+from moe.leakage import each_token_alone
 from moe.routers import SMALLEST, check_k, choose, score, weigh
 from moe.routing import Choice, Routing, token_choice
 
@@ -48,11 +48,7 @@ class LossFree(nn.Module):
     limit: Callable[[jax.Array, int], jax.Array] | None = None
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:

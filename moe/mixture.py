@@ -28,7 +28,7 @@ from flax import linen as nn
 
 from moe import groups, leakage
 from moe.dispatch import Dispatcher
-from moe.feed_forward import Aux, Carry, Context, check_no_sums
+from moe.feed_forward import Aux, Carry, Context, check_no_sums, nothing_carried
 from moe.sums import sums
 
 RECORDED, REPLAYED = "routing", "replay"  # collections of variables
@@ -61,11 +61,7 @@ class Mixture(nn.Module):
     group_rows: int | None = 1
     shared: nn.Module | None = None
 
-    @nn.nowrap
-    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
-        """Nothing is carried."""
-        del x_BLD, context
-        return ()
+    initial_carry = nothing_carried
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:

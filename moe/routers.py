@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe.groups import Tokens
-from moe.leakage import NONE, Dependence
+from moe.leakage import each_token_alone
 from moe.noise import jittered
 from moe.routing import Choice, Routing, replayed_choices, token_choice
 
@@ -76,11 +76,7 @@ class TopK(nn.Module):
     limit: Callable[[jax.Array, int], jax.Array] | None = None
     kernel_init: Callable[..., jax.Array] = KERNEL_INIT
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:

@@ -6,7 +6,7 @@ Dimensions: B batch, L length, D model width.
 import jax
 from flax import linen as nn
 
-from moe.feed_forward import Aux, Carry, Context, check_no_sums, project
+from moe.feed_forward import Aux, Carry, Context, check_no_sums, nothing_carried, project
 
 
 class Weighted(nn.Module):
@@ -21,11 +21,7 @@ class Weighted(nn.Module):
 
     layer: nn.Module
 
-    @nn.nowrap
-    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
-        """Nothing is carried."""
-        del x_BLD, context
-        return ()
+    initial_carry = nothing_carried
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, carry: Carry) -> tuple[jax.Array, Carry, Aux]:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from moe import groups
 from moe.dispatch import Buffers
-from moe.feed_forward import Aux, Carry, Context
+from moe.feed_forward import Aux, Carry, Context, nothing_carried
 from moe.leakage import GROUP, Dependence, in_groups
 
 
@@ -38,11 +38,7 @@ class Soft(nn.Module):
     slots: int = 1
     group_rows: int | None = 1
 
-    @nn.nowrap
-    def initial_carry(self, x_BLD: jax.Array, context: Context) -> Carry:
-        """Nothing is carried."""
-        del x_BLD, context
-        return ()
+    initial_carry = nothing_carried
 
     @nn.nowrap
     def dependence(self, train: bool) -> Dependence:

@@ -27,7 +27,7 @@ import numpy as np
 from flax import linen as nn
 
 from moe.groups import Tokens
-from moe.leakage import NONE, Dependence
+from moe.leakage import each_token_alone
 from moe.routing import Choice, Routing, replayed_choices, token_choice
 
 NO_EXPERT = -1  # in a table
@@ -111,11 +111,7 @@ class ByToken(nn.Module):
     num_experts: int
     table: Callable[[int], np.ndarray]
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:
@@ -148,11 +144,7 @@ class ByDomain(nn.Module):
     experts: Sequence[Sequence[int]] | None = None
     always: Sequence[int] = ()
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:
@@ -190,11 +182,7 @@ class ByDomainAndToken(nn.Module):
     vocabulary: int
     seed: int = 0
 
-    @nn.nowrap
-    def dependence(self, train: bool) -> Dependence:
-        """See `moe.leakage`: each token chooses by itself."""
-        del train
-        return NONE
+    dependence = each_token_alone
 
     @nn.compact
     def __call__(self, x_GSD: jax.Array, tokens: Tokens, replay: Choice | None = None) -> Routing:
