@@ -28,9 +28,9 @@ import jax.numpy as jnp
 from jax import lax
 
 # Rows of a block: an expert has blocks of the largest size, and a last one of the smallest that has room for
-# what remains. They are closest where experts have few rows, and about the largest; each size is a product more
-# to compile. Products of fewer rows XLA adds up in another order: a token's result would then depend, in its
-# last bits, on how many others its expert has.
+# what remains. They are closest where experts have few rows, and about the largest; each size is a product
+# more to compile. Products of fewer rows XLA adds up in another order: a token's result would then depend, in
+# its last bits, on how many others its expert has.
 _BLOCKS = (64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 448, 480, 512, 544, 576, 640)
 # Tiles of the TPU's kernel, at most: with the buffers of three of these sides it needs less than half of what
 # a kernel may have of a v5e's fast memory.
