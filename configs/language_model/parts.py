@@ -120,13 +120,5 @@ def expert_mesh(*, shared: bool) -> dict:
 
 def schedule(steps: int, evaluations: int) -> dict:
     """Evaluated and saved `evaluations` times; the parameters of the lowest loss on dev are kept."""
-    return dict(
-        total_steps=steps,
-        log_every=max(1, steps // 20),
-        eval_every=max(1, steps // evaluations),
-        save_every=max(1, steps // evaluations),
-        best_measure="dev/log_likelihood",
-        keep_checkpoints=2,
-        microbatches=1,
-        average_decay=0.0,
-    )
+    of_encoders = parts.schedule(steps, evaluations)
+    return of_encoders | dict(log_every=max(1, steps // 20), best_measure="dev/log_likelihood")
