@@ -58,7 +58,7 @@ class Buffered:
         experts = routing.num_experts
         order_GR = capacities.order(routing, self.capacity.priority)
         count_GE = capacities.counts(routing)
-        start_GE = jnp.cumsum(count_GE, axis=1) - count_GE
+        start_GE = permute.before(count_GE, 1)
         place_GR = capacities.places(routing, order_GR)
         keep_GR = routing.keep & (place_GR < slots)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.leakage import NONE, Dependence
+from moe.permute import before
 from moe.routing import Routing
 
 Priority = Callable[[Routing], tuple[jax.Array, ...]]
@@ -119,11 +120,10 @@ def places(routing: Routing, order_GR: jax.Array) -> jax.Array:
 
     Edges that are not kept have a place of at least 0 that means nothing.
     """
-    ends = jnp.cumsum(counts(routing), axis=1)
-    starts = jnp.concatenate([jnp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
+    start_GE = before(counts(routing), 1)
     groups, edges = order_GR.shape
     numbers = jnp.broadcast_to(jnp.arange(edges, dtype=jnp.int32)[None], order_GR.shape)
     group_G1 = jnp.arange(groups, dtype=jnp.int32)[:, None]
     # The inverse of the order; XLA on a CPU sorts 70 times as long.
     at = jnp.zeros_like(order_GR).at[group_G1, order_GR].set(numbers, unique_indices=True)
-    return jnp.maximum(at - jnp.take_along_axis(starts, routing.expert, axis=1), 0)
+    return jnp.maximum(at - jnp.take_along_axis(start_GE, routing.expert, axis=1), 0)

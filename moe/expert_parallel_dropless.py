@@ -166,7 +166,7 @@ def _journey(buffer_factor: float, routing: Routing) -> tuple[jax.Array, Journey
     count_nE, here = _of_all(count_E)
     count_nne = count_nE.reshape(devices, devices, -1)  # of source and target, by expert of the target
     sizes_nn = count_nne.sum(2)
-    routes = Routes(starts=_before(sizes_nn, 1), sizes=sizes_nn, lands=_before(sizes_nn, 0))
+    routes = Routes(starts=permute.before(sizes_nn, 1), sizes=sizes_nn, lands=permute.before(sizes_nn, 0))
     arriving_ne = count_nne[:, here]
     by_expert_P = jnp.argsort(_experts_of_arriving(arriving_ne, places), stable=True).astype(jnp.int32)
     place_P = jnp.arange(places, dtype=jnp.int32)
@@ -185,8 +185,8 @@ def _fitting(
     """Returns bool [N], the edges of those in `keep_N` that their target has room for."""
     layout, wanted_n = sorted_by_expert(token_N, target_N, keep_N, devices, 0)
     wanted_nn, here = _of_all(wanted_n)
-    room_n = jnp.maximum(places - _before(wanted_nn, 0)[here], 0)
-    rank_N = layout.row - _before(wanted_n, 0)[target_N]  # among a device's edges for that target
+    room_n = jnp.maximum(places - permute.before(wanted_nn, 0)[here], 0)
+    rank_N = layout.row - permute.before(wanted_n, 0)[target_N]  # among a device's edges for that target
     return keep_N & (rank_N < room_n[target_N])
 
 
@@ -206,8 +206,3 @@ def _experts_of_arriving(count_ne: jax.Array, places: int) -> jax.Array:
     of_block = jnp.tile(jnp.arange(experts, dtype=jnp.int32), sources)
     of_row_P = jnp.repeat(of_block, count_ne.reshape(-1), total_repeat_length=places)
     return jnp.where(jnp.arange(places) < count_ne.sum(), of_row_P, experts)
-
-
-def _before(sizes: jax.Array, axis: int) -> jax.Array:
-    """The sum of those that come before, along an axis."""
-    return jnp.cumsum(sizes, axis) - sizes

@@ -114,6 +114,12 @@ def _sum_of_edges(values_ND, weight_R, layout):
     return y_TD.astype(values_ND.dtype)
 
 
+def before(sizes: jax.Array, axis: int) -> jax.Array:
+    """Returns the sum of the sizes that come before each along an axis: where each begins, if they follow one
+    another."""
+    return jnp.cumsum(sizes, axis) - sizes
+
+
 def _by_choice(of_edge_R: jax.Array, layout: Layout) -> list[jax.Array]:
     """A number of each edge as K arrays [T]."""
     of_edge_TK = of_edge_R.reshape(-1, layout.choices)
