@@ -146,8 +146,7 @@ class _Group:
             reader.join(timeout=_OUTPUT_SECONDS)
         if done is not None and cause is None and (running or first is not None):
             pid = self._processes[done].pid
-            message = f"process {done} (pid {pid}) ended with status 0 before the others"
-            print(message, file=sys.stderr, flush=True)
+            _say(f"process {done} (pid {pid}) ended with status 0 before the others")
             return 1
         if first is None:
             return 0
@@ -163,7 +162,7 @@ class _Group:
         code = process.returncode
         if code not in self._when_stopped:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            print(f"process {number} (pid {process.pid}) {how}", file=sys.stderr, flush=True)
+            _say(f"process {number} (pid {process.pid}) {how}")
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -180,6 +179,12 @@ class _Group:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(signum)
+
+
+def _say(message: str) -> None:
+    """Writes a line in one piece: print can write its end apart, behind what a process says meanwhile."""
+    sys.stderr.buffer.write(f"{message}\n".encode())
+    sys.stderr.flush()
 
 
 def _environment(own: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:

@@ -124,11 +124,10 @@ def test_the_begin_token_stands_before_every_chunk_and_the_end_token_ends_a_docu
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same(run_dir, folder, monkeypatch):
-    whole, calls = DomainOrder.rows, []
+    whole = DomainOrder.rows
 
     def stopping(self, step, batch_size):
-        calls.append(step)
-        if step == 4 and len(calls) < 10:
+        if step == 4:
             raise KeyboardInterrupt
         return whole(self, step, batch_size)
 
