@@ -179,7 +179,9 @@ class TransformerDecoder(nn.Module):
         layers = self.num_layers * (self._layers or 1)
         return caches.empty(layers, batch_size, heads, max_length, width // heads, self.dtype, source, mask)
 
-    def step(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Decoded, Cache]:
+    def step(
+        self, batch: Mapping[str, jax.Array], cache: Cache, visible: jax.Array | None = None
+    ) -> tuple[Decoded, Cache]:
         """Decodes new tokens after those in the cache; without dropout.
 
         A mask that looks ahead, such as `masks.prefix_lm`, needs all it may look at in one call.
@@ -188,6 +190,8 @@ class TransformerDecoder(nn.Module):
           batch: as in `__call__`, with the new tokens only. Without `positions`, they count on from the valid
             tokens of their row, so texts of different length may begin in one call and go on in the next.
           cache: from `start` or `step`.
+          visible: bool [B, 1, L, M], which slots each new token sees, its own among them, instead of what the
+            mask says: so a row can hold several texts that begin alike. None for the mask.
 
         Returns:
           `Decoded` of the new tokens, and the cache with them. When the slots have run out, it is NaN.
@@ -199,10 +203,8 @@ class TransformerDecoder(nn.Module):
         if "positions" not in batch:
             context = context.replace(positions=caches.next_positions(cache, context.valid))
         held, slots = caches.admit(cache, context)
-        visible = self.visible(slots)
-        if visible.shape[2] > 1:
-            length = context.valid.shape[1]
-            visible = jax.lax.dynamic_slice_in_dim(visible, cache.start, length, axis=2)
+        if visible is None:
+            visible = self._look(slots, cache, context.valid.shape[1])
         bias = None if self.bias is None else self.bias(context.positions, slots.positions)
         seen = None if cache.source is None else cache.source_mask[0, :, None, None, :]
 
@@ -238,6 +240,13 @@ class TransformerDecoder(nn.Module):
                 "the block has cross_attention"
             )
         leakage.refuse_later(self, train=train)
+
+    def _look(self, slots: Context, cache: Cache, length: int) -> jax.Array:
+        """What the mask lets new tokens see of all slots."""
+        visible = self.visible(slots)
+        if visible.shape[2] == 1:
+            return visible
+        return jax.lax.dynamic_slice_in_dim(visible, cache.start, length, axis=2)
 
     def _embed(self, context: Context) -> jax.Array:
         x_BLD = self.embed(context.tokens).astype(self.dtype)

@@ -18,6 +18,7 @@ from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
 from moe.auxiliary import Auxiliary, added, streams
 from training import mesh as meshes
+from training import variables
 from training.task import Batch, Metrics, Others
 
 _FIELDS = ("tokens", "mask", "segments")
@@ -105,16 +106,14 @@ class Contrastive:
             raise ValueError(f"chunks is {self.chunks!r}; allowed: an integer of at least 1")
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        variables = self.model.init(rng, queries(batch), documents(batch))
-        params = {"model": variables["params"]}
-        state = {name: held for name, held in variables.items() if name != "params"}
+        params, state = variables.split(self.model.init(rng, queries(batch), documents(batch)))
         if self.learn_temperature:
             params["log_temperature"] = jnp.log(self.temperature - self.min_temperature)
         return params, state
 
     def variables(self, params: Any, state: Any) -> dict[str, Any]:
         """Returns what the model is applied with."""
-        return {"params": params["model"], **state}
+        return variables.joined(params, state)
 
     def loss(
         self,

@@ -18,6 +18,7 @@ import numpy as np
 
 from corpora import batches
 from corpora import tokenizer as tokenizers
+from corpora.mixture_order import MixtureOrder, weights_of
 from eval import results
 from experiments import language_evaluation, opening
 from experiments.cli import UsageError
@@ -25,7 +26,6 @@ from experiments.language_settings import Batch, Evaluation
 from language_model import domains
 from language_model.causal import Causal, batch_shapes
 from language_model.domains import Chunks, Domains
-from language_model.order import DomainOrder, weights_of
 from language_model.scoring import Scorer, perplexity
 from moe.leakage import DependenceError
 from training import distributed, loop, mesh
@@ -100,7 +100,7 @@ class Experiment:
         self.chunks("test")  # what it lacks is known before the training, not after
         of, chunks = self.training, self.chunks("train")
         try:
-            order = DomainOrder(
+            order = MixtureOrder(
                 chunks.sizes.tolist(),
                 self.config["seed"],
                 weights=weights_of(self.domains.weights, self.domains.names),
@@ -182,7 +182,7 @@ class Experiment:
         except ValueError as error:
             raise UsageError(f"config.task: {error}") from error
 
-    def _say(self, chunks: Chunks, order: DomainOrder) -> None:
+    def _say(self, chunks: Chunks, order: MixtureOrder) -> None:
         shares = ", ".join(
             f"{domain} {size:,} ({share:.1%} of the rows)"
             for domain, size, share in zip(self.domains.names, chunks.sizes, order.shares, strict=True)

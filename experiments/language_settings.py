@@ -8,7 +8,7 @@ class Batch:
     """Attributes:
     batch_size: rows of a step, over all processes and devices; each is a chunk of a document.
     length: tokens that documents are cut to.
-    domain_rows: how many rows of one domain stand together, see language_model.order; it divides
+    domain_rows: how many rows of one domain stand together, see corpora.mixture_order; it divides
       batch_size.
     """
 

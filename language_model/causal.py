@@ -13,6 +13,7 @@ import optax
 from flax import linen as nn
 
 from moe.auxiliary import Auxiliary, added, streams
+from training import variables
 from training.task import Batch, Metrics, Others
 
 _READ = ("tokens", "mask", "segments", "positions", "domains")  # of the batch, by the model
@@ -41,9 +42,7 @@ class Causal:
     auxiliary: Auxiliary | None = None
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        variables = self.model.init(rng, read(batch))
-        state = {name: held for name, held in variables.items() if name != "params"}
-        return {"model": variables["params"]}, state
+        return variables.split(self.model.init(rng, read(batch)))
 
     def loss(
         self,
@@ -81,8 +80,8 @@ class Causal:
         return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
 
     def _apply(self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Any:
-        variables = self.variables(params, state)
-        return self.model.apply(variables, read(batch), train=train, rngs=streams(rng))
+        of = self.variables(params, state)
+        return self.model.apply(of, read(batch), train=train, rngs=streams(rng))
 
     def score(self, params: Any, state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns the log-likelihood of each row in nats, float32 [B], and its tokens, int32 [B]; without
@@ -93,7 +92,7 @@ class Causal:
 
     def variables(self, params: Any, state: Any) -> dict[str, Any]:
         """Returns what the model is applied with."""
-        return {"params": params["model"], **state}
+        return variables.joined(params, state)
 
 
 def read(batch: Batch) -> dict[str, jax.Array]:

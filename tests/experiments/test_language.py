@@ -9,13 +9,13 @@ import pytest
 
 from configs.language_model import corpora
 from corpora import beir
+from corpora.mixture_order import MixtureOrder
 from corpora.tables import DataError, Document, Judgement, Query, Tables
 from eval import results
 from experiments import compare, planning, run_dirs, sample
 from experiments.cli import UsageError
 from experiments.language import Experiment
 from language_model import domains
-from language_model.order import DomainOrder
 from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
@@ -124,18 +124,18 @@ def test_the_begin_token_stands_before_every_chunk_and_the_end_token_ends_a_docu
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same(run_dir, folder, monkeypatch):
-    whole = DomainOrder.rows
+    whole = MixtureOrder.rows
 
     def stopping(self, step, batch_size):
         if step == 4:
             raise KeyboardInterrupt
         return whole(self, step, batch_size)
 
-    monkeypatch.setattr(DomainOrder, "rows", stopping)
+    monkeypatch.setattr(MixtureOrder, "rows", stopping)
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         run_dirs.start(folder / "stopped", config(folder)).train()
     assert [path.name for path in (folder / "stopped/checkpoints/latest").glob("[0-9]*")] == ["3"]
-    monkeypatch.setattr(DomainOrder, "rows", whole)
+    monkeypatch.setattr(MixtureOrder, "rows", whole)
     experiment = run_dirs.start(folder / "stopped", config(folder))
     experiment.train()
     assert metrics(folder / "stopped") == metrics(run_dir)

@@ -1,4 +1,4 @@
-"""Which chunks make the batch of a step, where chunks come from several domains.
+"""Which examples make the batch of a step, where they come from several domains: of text, or of kinds.
 
 It is a function of (seed, step): a restart or another number of processes changes nothing.
 """
@@ -13,23 +13,23 @@ from corpora.batches import Order
 _ROUNDS = 2  # tells the random numbers of rounds from those of epochs and windows
 
 
-class DomainOrder:
-    """The global order of chunks: domains take turns as they are weighed, each in a shuffle of its own.
+class MixtureOrder:
+    """The global order of examples: domains take turns as they are weighed, each in a shuffle of its own.
 
     The rows of all batches are one sequence of blocks of `domain_rows` rows of one domain. A round has as
-    many blocks as all chunks make; how many of them a domain has is fixed by its weight (largest
-    remainders), and their order is shuffled in each round. A domain's chunks are all seen once before any is
-    seen again. Without weights a round sees each chunk once, but for what is left of a domain's last block,
+    many blocks as all examples make; how many of them a domain has is fixed by its weight (largest
+    remainders), and their order is shuffled in each round. A domain's examples are all seen once before any is
+    seen again. Without weights a round sees each example once, but for what is left of a domain's last block,
     which comes first in the next round.
 
     Args:
-      sizes: chunks of each domain, which are numbered in this order.
+      sizes: examples of each domain, which are numbered in this order.
       seed: of the shuffles.
-      weights: of each domain, in any unit; None for its share of the chunks.
+      weights: of each domain, in any unit; None for its share of the examples.
       domain_rows: how many rows of one domain stand together, such as those of a micro-batch; 1 mixes all.
 
     Raises:
-      ValueError: `domain_rows` is below 1, or there are fewer chunks in a domain.
+      ValueError: `domain_rows` is below 1, or there are fewer examples in a domain.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DomainOrder:
         smallest = min(sizes)
         if not 1 <= domain_rows <= smallest:
             raise ValueError(
-                f"domain_rows is {domain_rows}; allowed: 1 to {smallest}, the chunks of the smallest domain"
+                f"domain_rows is {domain_rows}; allowed: 1 to {smallest}, the examples of the smallest domain"
             )
         self._seed, self._block = seed, domain_rows
         self._orders = [Order(int(size), seed) for size in sizes]
@@ -58,7 +58,7 @@ class DomainOrder:
         return self._blocks / self._blocks.sum()
 
     def rows(self, step: int, batch_size: int) -> np.ndarray:
-        """Returns the chunks of one step, over all processes, int64 [batch_size].
+        """Returns the examples of one step, over all processes, int64 [batch_size].
 
         Raises:
           ValueError: blocks do not divide the batch.
@@ -75,7 +75,7 @@ class DomainOrder:
         return np.concatenate(parts)
 
     def _of_round(self, number: int, start: int, end: int) -> np.ndarray:
-        """The chunks of blocks start ... end - 1 of a round."""
+        """The examples of blocks start ... end - 1 of a round."""
         found = np.empty((end - start, self._block), np.int64)
         for domain, places in enumerate(self._round(number)):
             before, after = np.searchsorted(places, (start, end))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from language_model.order import DomainOrder, apportioned, weights_of
+from corpora.mixture_order import MixtureOrder, apportioned, weights_of
 
 
 def domain_of(rows, sizes):
@@ -15,7 +15,7 @@ def domain_of(rows, sizes):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 3))
 def test_without_weights_a_round_has_each_chunk_once(sizes, batch_size, seed):
-    order = DomainOrder(sizes, seed)
+    order = MixtureOrder(sizes, seed)
     total = sum(sizes)
     rows = np.concatenate([order.rows(step, batch_size) for step in range(-(-2 * total // batch_size))])
     for start in (0, total):
@@ -27,7 +27,7 @@ def test_without_weights_a_round_has_each_chunk_once(sizes, batch_size, seed):
 def test_rows_of_a_block_are_of_one_domain_and_no_chunk_is_seen_twice_before_all_of_its_domain(
     sizes, block, seed
 ):
-    order = DomainOrder(sizes, seed, domain_rows=block)
+    order = MixtureOrder(sizes, seed, domain_rows=block)
     rows = np.concatenate([order.rows(step, 3 * block) for step in range(40)])
     domains = domain_of(rows, sizes)
     assert (domains.reshape(-1, block) == domains[::block, None]).all()
@@ -39,7 +39,7 @@ def test_rows_of_a_block_are_of_one_domain_and_no_chunk_is_seen_twice_before_all
 
 def test_weights_are_the_shares_of_every_round():
     sizes, weights = [30, 50, 20], [1.0, 1.0, 2.0]
-    order = DomainOrder(sizes, 0, weights=weights)
+    order = MixtureOrder(sizes, 0, weights=weights)
     assert order.shares.tolist() == [0.25, 0.25, 0.5]
     for step in range(3):  # a batch of a round, 100 blocks
         counts = np.bincount(domain_of(order.rows(step, 100), sizes), minlength=3)
@@ -47,21 +47,21 @@ def test_weights_are_the_shares_of_every_round():
 
 
 def test_a_domain_of_weight_0_is_never_seen():
-    order = DomainOrder([5, 5], 0, weights=[1, 0])
+    order = MixtureOrder([5, 5], 0, weights=[1, 0])
     assert order.rows(0, 20).max() < 5
 
 
 def test_a_step_does_not_depend_on_those_before_it_and_the_seed_matters():
-    steps = {seed: DomainOrder([40, 9], seed, domain_rows=2) for seed in (0, 1)}
+    steps = {seed: MixtureOrder([40, 9], seed, domain_rows=2) for seed in (0, 1)}
     before = [steps[0].rows(step, 6) for step in range(30)]
-    fresh = DomainOrder([40, 9], 0, domain_rows=2)
+    fresh = MixtureOrder([40, 9], 0, domain_rows=2)
     for step in (29, 0, 13):
         np.testing.assert_array_equal(fresh.rows(step, 6), before[step])
     assert any((steps[1].rows(step, 6) != before[step]).any() for step in range(3))
 
 
 def test_a_batch_of_another_size_is_a_cut_of_the_same_sequence():
-    order = DomainOrder([40, 9], 0, domain_rows=2)
+    order = MixtureOrder([40, 9], 0, domain_rows=2)
     halves = np.concatenate([order.rows(step, 6) for step in range(8)])
     whole = np.concatenate([order.rows(step, 12) for step in range(4)])
     np.testing.assert_array_equal(halves, whole)
@@ -80,6 +80,6 @@ def test_weights_follow_the_order_of_the_domains():
 
 def test_errors():
     with pytest.raises(ValueError, match="domain_rows is 4; allowed: 1 to 3"):
-        DomainOrder([3, 9], 0, domain_rows=4)
+        MixtureOrder([3, 9], 0, domain_rows=4)
     with pytest.raises(ValueError, match="batch_size is 9; allowed: a multiple of domain_rows, 2"):
-        DomainOrder([3, 9], 0, domain_rows=2).rows(0, 9)
+        MixtureOrder([3, 9], 0, domain_rows=2).rows(0, 9)

@@ -1,0 +1,1 @@
+"""Groups of vectors and codes for them: k-means and its kin, product and residual quantizers."""

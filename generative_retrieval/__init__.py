@@ -1,0 +1,1 @@
+"""Generative retrieval: a Transformer that spells the ids of documents."""

@@ -1,0 +1,1 @@
+"""How documents get their ids, one scheme a file."""
