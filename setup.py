@@ -39,7 +39,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "test": ["hypothesis>=6.100", "import-linter>=2.1", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
-        "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
+        "bench": ["faiss-cpu>=1.9", "scikit-learn>=1.5", "torch>=2.6", "transformers>=5.0,<6"],
     },
     entry_points={
         "console_scripts": [
@@ -52,7 +52,9 @@ setup(
             "retrievax-launch=experiments.launch:main",
             "retrievax-cost=experiments.cost:main",
             "retrievax-plan=experiments.plan:main",
+            "retrievax-docids=experiments.docids:main",
             "retrievax-sample=experiments.sample:main",
+            "retrievax-generate-queries=experiments.generate_queries:main",
             "retrievax-rerank=experiments.rerank:main",
             "retrievax-compare=experiments.compare:main",
             "retrievax-sweep=experiments.sweep:main",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "backbones", "configs", "corpora", "dual_encoder", "eval", "experiments", "index", "language_model",
-    "moe", "training",
+    "backbones", "clustering", "configs", "corpora", "dual_encoder", "eval", "experiments",
+    "generative_retrieval", "index", "language_model", "moe", "training",
 )  # fmt: skip
+UNWANTED = ("tensorflow", "torch", "transformers", "faiss", "sklearn")
 
 
 def test_no_tensorflow_no_peer_and_no_started_backend():
@@ -24,7 +25,7 @@ def test_no_tensorflow_no_peer_and_no_started_backend():
         "import importlib, sys",
         *(f"importlib.import_module({module!r})" for module in modules),
         "from jax._src import xla_bridge",
-        "print([m for m in ('tensorflow', 'torch', 'faiss') if m in sys.modules], len(xla_bridge._backends))",
+        f"print([m for m in {UNWANTED} if m in sys.modules], len(xla_bridge._backends))",
     ])  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "[] 0\n", done.stderr
