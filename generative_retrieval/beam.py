@@ -3,6 +3,7 @@
 Letters: B queries, K beams, V symbols, T symbols of the longest id, M slots of the cache, n results.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,19 +30,50 @@ class Found:
 
 
 @struct.dataclass
-class _State:
-    """Attributes:
-    depth: int32 [], symbols of the ids so far.
-    nodes_BK: int32, where they are in the trie; -1 for a beam that holds nothing.
-    scores_BK: float32, log-probabilities; descending, -inf for nothing.
-    lineage_BKT: see `speller.descend`.
-    cache: the model's.
-    found: those that have ended.
+class Beams:
+    """Ids of which a search knows the beginnings.
+
+    Attributes:
+      depth: int32 [], symbols of the ids so far.
+      nodes_BK: int32, where they are in the trie; -1 for a beam that holds nothing. One a query, the root,
+        before the first symbol.
+      scores_BK: float32, the model's log-probabilities; -inf for nothing.
+      kept: what the way to choose keeps of the K beams: a pytree.
     """
 
     depth: jax.Array
     nodes_BK: jax.Array
     scores_BK: jax.Array
+    kept: Any
+
+
+@struct.dataclass
+class Choice:
+    """How beams go on.
+
+    Attributes:
+      children_BK: int32, the nodes where the K beams are now; -1 for nothing.
+      scores_BK: float32, log-probabilities of the ids so far; -inf for nothing.
+      parents_BK: int32, which beam each goes on from.
+      kept: as in `Beams`.
+    """
+
+    children_BK: jax.Array
+    scores_BK: jax.Array
+    parents_BK: jax.Array
+    kept: Any = ()
+
+
+@struct.dataclass
+class _State:
+    """Attributes:
+    at: the beams.
+    lineage_BKT: see `speller.descend`.
+    cache: the model's.
+    found: those that have ended.
+    """
+
+    at: Beams
     lineage_BKT: jax.Array
     cache: Any
     found: Found
@@ -81,58 +113,101 @@ def search(
     Raises:
       ValueError: beams or results is below 1, or the penalty negative.
     """
+
+    def best(at: Beams, log_p_BKV: jax.Array) -> Choice:
+        continued_BKV = at.scores_BK[:, :, None] + log_p_BKV
+        scores_BK, children_BK, parents_BK = trie.best(at.nodes_BK, at.depth, continued_BKV, beams, live)
+        return Choice(children_BK, scores_BK, parents_BK)
+
+    return spell(
+        speller,
+        trie,
+        best,
+        beams=beams,
+        results=results,
+        live=live,
+        length_penalty=length_penalty,
+        renormalize=renormalize,
+    )
+
+
+def spell(
+    speller: Speller,
+    trie: Trie,
+    choose: Callable[[Beams, jax.Array], Choice],
+    *,
+    beams: int,
+    results: int,
+    live: Live | None,
+    length_penalty: float,
+    renormalize: bool,
+    kept: Any = (),
+) -> Found:
+    """The loop of all beam searches, from the first symbol to the end of the last id that matters.
+
+    Args:
+      speller, trie: as in `search`.
+      choose: `(beams, log_p float32 [B, K, V]) -> choice`, one symbol on. The first call has one beam a
+        query.
+      beams, results, live, length_penalty, renormalize: as in `search`.
+      kept: what `choose` keeps of the K beams, before the first symbol.
+
+    Raises:
+      ValueError: as `search`.
+    """
     check(beams=beams, results=results, length_penalty=length_penalty)
     logits_BV, cache = spellers.begin(speller, trie.length, beams)
     batch = speller.batch_size
-    nothing = Found(
-        documents_Bn=jnp.full((batch, results), NONE, jnp.int32),
-        scores_Bn=jnp.full((batch, results), -jnp.inf, jnp.float32),
-    )
 
-    def grow(logits_BKV: jax.Array, nodes_BK: jax.Array, state: _State) -> tuple[_State, jax.Array]:
-        """The best continuations of all beams: the state after them, and their last symbols [B, K]."""
-        log_p_BKV = _log_p(logits_BKV, trie.mask(nodes_BK, live) if renormalize else None)
-        scores_BK = state.scores_BK[:, : nodes_BK.shape[1]]
-        scores_BK, children_BK, parents_BK = trie.best(
-            nodes_BK, state.depth, scores_BK[:, :, None] + log_p_BKV, beams, live
-        )
-        depth = state.depth + 1
-        documents_BK = trie.document(children_BK)
+    def grow(logits_BKV: jax.Array, state: _State) -> tuple[_State, jax.Array]:
+        """The beams one symbol on, and their last symbols [B, K]."""
+        at = state.at
+        choice = choose(at, _log_p(logits_BKV, trie.mask(at.nodes_BK, live) if renormalize else None))
+        depth = at.depth + 1
+        documents_BK = trie.document(choice.children_BK)
         ended_BK = documents_BK != NONE
         lengthened = depth.astype(jnp.float32) ** length_penalty
-        found = _merged(state.found, documents_BK, jnp.where(ended_BK, scores_BK / lengthened, -jnp.inf))
+        ended_scores_BK = jnp.where(ended_BK, choice.scores_BK / lengthened, -jnp.inf)
         lineage_BKT = state.lineage_BKT
         if trie.length > 1:
-            lineage_BKT = spellers.descend(lineage_BKT, parents_BK, depth)
-        return state.replace(
+            lineage_BKT = spellers.descend(lineage_BKT, choice.parents_BK, depth)
+        going = Beams(
             depth=depth,
-            nodes_BK=jnp.where(ended_BK, NONE, children_BK),
-            scores_BK=jnp.where(ended_BK, -jnp.inf, scores_BK),
-            lineage_BKT=lineage_BKT,
-            found=found,
-        ), trie.symbol(children_BK)
+            nodes_BK=jnp.where(ended_BK, NONE, choice.children_BK),
+            scores_BK=jnp.where(ended_BK, -jnp.inf, choice.scores_BK),
+            kept=choice.kept,
+        )
+        found = _merged(state.found, documents_BK, ended_scores_BK)
+        grown = state.replace(at=going, lineage_BKT=lineage_BKT, found=found)
+        return grown, trie.symbol(choice.children_BK)
 
     def goes_on(carry: tuple[_State, jax.Array]) -> jax.Array:
-        state, _ = carry
-        reachable_B = state.scores_BK.max(axis=1) / float(trie.length) ** length_penalty
-        open_B = jnp.isfinite(reachable_B) & (reachable_B >= state.found.scores_Bn[:, -1])
-        return (state.depth < trie.length) & open_B.any()
+        state, at = carry[0], carry[0].at
+        reachable_B = at.scores_BK.max(axis=1) / float(trie.length) ** length_penalty
+        better_B = (reachable_B >= state.found.scores_Bn[:, -1]) & jnp.isfinite(reachable_B)
+        return (at.depth < trie.length) & better_B.any()
 
     def step(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
         state, symbols_BK = carry
-        seen_BKM = spellers.visible(state.lineage_BKT, state.depth)
-        logits_BKV, cache = speller.step(symbols_BK, state.depth, seen_BKM, state.cache)
-        return grow(logits_BKV, state.nodes_BK, state.replace(cache=cache))
+        seen_BKM = spellers.visible(state.lineage_BKT, state.at.depth)
+        logits_BKV, cache = speller.step(symbols_BK, state.at.depth, seen_BKM, state.cache)
+        return grow(logits_BKV, state.replace(cache=cache))
 
     first = _State(
-        depth=jnp.zeros((), jnp.int32),
-        nodes_BK=jnp.full((batch, beams), NONE, jnp.int32),
-        scores_BK=jnp.zeros((batch, beams), jnp.float32),
+        at=Beams(
+            depth=jnp.zeros((), jnp.int32),
+            nodes_BK=jnp.full((batch, 1), ROOT, jnp.int32),
+            scores_BK=jnp.zeros((batch, 1), jnp.float32),
+            kept=kept,
+        ),
         lineage_BKT=spellers.lineage(batch, trie.length, beams),
         cache=cache,
-        found=nothing,
+        found=Found(
+            documents_Bn=jnp.full((batch, results), NONE, jnp.int32),
+            scores_Bn=jnp.full((batch, results), -jnp.inf, jnp.float32),
+        ),
     )
-    carry = grow(logits_BV[:, None], jnp.full((batch, 1), ROOT, jnp.int32), first)
+    carry = grow(logits_BV[:, None], first)
     if trie.length > 1:
         carry = jax.lax.while_loop(goes_on, step, carry)
     return carry[0].found

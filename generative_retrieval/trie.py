@@ -242,7 +242,7 @@ def build(symbols_NT: np.ndarray, size: int) -> Trie:
         found = bounds[:-1][goes_on]
         before = np.searchsorted(found, begins[-1])  # each node's first child, among those of this depth
         children.append(total + before)
-        fan_outs.append(int(np.diff(np.append(before, len(found))).max()))
+        fan_outs.append(int(np.diff(np.append(before, len(found))).max(initial=0)))
         symbols.append(column_N[found].astype(dtype))
         begins.append(found)
         ends.append(bounds[1:][goes_on])
