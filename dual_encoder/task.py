@@ -16,7 +16,7 @@ import numpy as np
 from dual_encoder import objectives
 from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
-from moe.auxiliary import Auxiliary, added, streams
+from moe.auxiliary import Auxiliary, WithAuxiliary, added, streams
 from training import mesh as meshes
 from training import variables
 from training.task import Batch, Metrics, Others
@@ -37,7 +37,7 @@ def smallest_batch(model: Any) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(WithAuxiliary):
     """Pulls a query to its relevant document, away from the others of the batch.
 
     Parameters are `{"model": ...}`, and `log_temperature` [] where the temperature is learned. The state has
@@ -147,18 +147,9 @@ class Contrastive:
             loss = loss + more
         return loss, (state, metrics)
 
-    @property
-    def accumulation(self) -> str | None:
-        """See `training.task.Task`."""
-        return None if self.auxiliary is None else self.auxiliary.accumulation
-
     def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
         """Returns the sums that `loss` comes to from the same arguments in training."""
         return self._encode(self.variables(params, state), batch, rng, train=True)[2]
-
-    def update_state(self, state: Any, sums: Any) -> Any:
-        """Returns the state after an optimizer step, from the sums of its microbatches."""
-        return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
 
     def _encode(
         self, variables: Any, batch: Batch, rng: jax.Array, *, train: bool

@@ -49,11 +49,15 @@ class Tower(nn.Module):
         """Returns vectors as above, and the sums of the encoder's sparse layers, [Y, B, ...] each; `{}` where
         it is dense. See `moe.sums`."""
         encoded = self.encoder(batch, train=train)
+        return self.pooled(encoded), encoded.aux
+
+    def pooled(self, encoded: Encoded) -> jax.Array:
+        """Returns the vectors float32 [B, D] of texts that are encoded already."""
         x_BD = self.pooler(encoded)
         if self.head is not None:
             x_BD = self.head(x_BD)
         x_BD = x_BD.astype(jnp.float32)
-        return named(l2_normalize(x_BD) if self.normalize else x_BD, "vectors"), encoded.aux
+        return named(l2_normalize(x_BD) if self.normalize else x_BD, "vectors")
 
 
 class DualEncoder(nn.Module):

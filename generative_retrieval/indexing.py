@@ -72,11 +72,13 @@ class Examples:
       document_rows: int32 [N].
       span: tokens of a row that are seen at a step, from a place that is drawn anew each time; 0 for its
         first ones.
+      texts: of the rows where they are queries, for a teacher to read; None where they are of documents.
     """
 
     tokens: tokens.TokenTable
     document_rows: np.ndarray
     span: int = 0
+    texts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.document_rows)
@@ -108,8 +110,9 @@ def chunks(source: Source) -> Examples:
 def queries(source: Source) -> Examples:
     """The training queries."""
     there = np.isin(source.query_documents, source.rows)
-    texts = (("", text) for text, is_in in zip(source.queries, there, strict=True) if is_in)
-    return Examples(_tokenized(source, texts, source.length), source.query_documents[there])
+    texts = [text for text, is_in in zip(source.queries, there, strict=True) if is_in]
+    table = _tokenized(source, [("", text) for text in texts], source.length)
+    return Examples(table, source.query_documents[there], texts=texts)
 
 
 def generated(source: Source, *, file: str) -> Examples:
@@ -132,13 +135,14 @@ def generated(source: Source, *, file: str) -> Examples:
                 except (ValueError, KeyError, TypeError):
                     raise DataError(f"{file}:{number}: no JSON object with doc_id and text") from None
                 if doc_id in row_of:
-                    texts.append(("", text))
+                    texts.append(text)
                     rows.append(row_of[doc_id])
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     if not rows:
         raise DataError(f"{file} has no query for a document of this collection")
-    return Examples(_tokenized(source, texts, source.length), np.asarray(rows, np.int32))
+    table = _tokenized(source, [("", text) for text in texts], source.length)
+    return Examples(table, np.asarray(rows, np.int32), texts=texts)
 
 
 def _tokenized(source: Source, texts, length: int, stride: int = 0) -> tokens.PassageTable:

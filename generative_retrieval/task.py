@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from backbones.attention import FLOOR
+from generative_retrieval.consistency import Consistency
 from generative_retrieval.models import Spelled
 from moe import leakage
-from moe.auxiliary import Auxiliary, added, streams
+from moe.auxiliary import Auxiliary, WithAuxiliary, added, streams
 from training import variables
 from training.task import Batch, Metrics, Others
 
@@ -23,7 +25,7 @@ READ = ("tokens", "mask", "segments", "targets", "target_mask")
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceToSequence:
+class SequenceToSequence(WithAuxiliary):
     """Each symbol is predicted from the text and the symbols before it.
 
         loss = - mean log p(symbol | text, symbols before it)
@@ -40,6 +42,7 @@ class SequenceToSequence:
         "Rethinking the Inception Architecture for Computer Vision"); 0.1 in De Cao et al. (2021),
         "Autoregressive Entity Retrieval".
       auxiliary: what the sums of sparse layers come to; None for a dense model.
+      consistency: what two passes of a text are held to in training, each of which has a loss; None for one.
 
     Raises:
       ValueError: label_smoothing is out of range.
@@ -48,6 +51,7 @@ class SequenceToSequence:
     model: nn.Module
     label_smoothing: float = 0.0
     auxiliary: Auxiliary | None = None
+    consistency: Consistency | None = None
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -78,25 +82,32 @@ class SequenceToSequence:
         Raises:
           ValueError: the model has sparse layers and the Task no `auxiliary`, or the other way round.
         """
-        spelled = self._apply(params, state, batch, rng, train=train)
-        loss, metrics = cross_entropy(spelled.logits, batch, label_smoothing=self.label_smoothing)
+        seen = self.seen(batch, train=train)
+        spelled = self._apply(params, state, seen, rng, train=train)
+        loss, metrics = self.weighed(spelled, seen, train=train, others=others)
+        return loss, (state, metrics)
+
+    def seen(self, batch: Batch, *, train: bool) -> Batch:
+        """Returns the batch that the model is applied to."""
+        return self.consistency.twice(batch) if self.consistency and train else batch
+
+    def weighed(
+        self, spelled: Spelled, seen: Batch, *, train: bool, others: Others | None
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns loss and metrics of what the model made of a batch, see `seen`."""
+        loss, metrics = cross_entropy(spelled.logits, seen, label_smoothing=self.label_smoothing)
         more, of_sparse = added(self.auxiliary, spelled.aux, others)
         if of_sparse:
             metrics = {**metrics, **of_sparse, "cross_entropy": loss}
-        return loss + more, (state, metrics)
-
-    @property
-    def accumulation(self) -> str | None:
-        """See `training.task.Task`."""
-        return None if self.auxiliary is None else self.auxiliary.accumulation
+        if self.consistency and train:
+            apart = self.consistency.loss(spelled.last, seen["target_mask"].astype(bool))
+            metrics = {**metrics, "consistency": apart, "cross_entropy": loss}
+            more = more + self.consistency.weight * apart
+        return loss + more, metrics
 
     def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
         """Returns the sums that `loss` comes to from the same arguments in training."""
-        return self._apply(params, state, batch, rng, train=True).aux
-
-    def update_state(self, state: Any, sums: Any) -> Any:
-        """Returns the state after an optimizer step, from the sums of its microbatches."""
-        return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
+        return self._apply(params, state, self.seen(batch, train=True), rng, train=True).aux
 
     def score(self, params: Any, state: Any, batch: Batch) -> jax.Array:
         """Returns log p(id | text) of each row in nats, float32 [B]; without dropout."""
@@ -106,6 +117,40 @@ class SequenceToSequence:
     def _apply(self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Spelled:
         of = self.variables(params, state)
         return self.model.apply(of, read(batch), train=train, rngs=streams(rng))
+
+
+class AroundSpelling:
+    """What Tasks have in common that add a loss to that of `spelling`, which has the model."""
+
+    spelling: SequenceToSequence
+
+    @property
+    def model(self) -> nn.Module:
+        return self.spelling.model
+
+    @property
+    def accumulation(self) -> str | None:
+        """See `training.task.Task`."""
+        return self.spelling.accumulation
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
+        return self.spelling.init(rng, batch)
+
+    def variables(self, params: Any, state: Any) -> dict[str, Any]:
+        """Returns what the model is applied with."""
+        return self.spelling.variables(params, state)
+
+    def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
+        """See `training.task.Task`."""
+        return self.spelling.survey(params, state, batch, rng)
+
+    def update_state(self, state: Any, sums: Any) -> Any:
+        """See `training.task.Task`."""
+        return self.spelling.update_state(state, sums)
+
+    def score(self, params: Any, state: Any, batch: Batch) -> jax.Array:
+        """Returns log p(id | text) of each row in nats, float32 [B]; without dropout."""
+        return self.spelling.score(params, state, batch)
 
 
 def read(batch: Batch) -> dict[str, jax.Array]:
@@ -130,8 +175,8 @@ def cross_entropy(
     norm_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     own_BT = jnp.take_along_axis(logits_BTV, targets_BT[:, :, None], axis=2)[:, :, 0]
     lost_BT = norm_BT - (1 - label_smoothing) * own_BT
-    if label_smoothing:
-        lost_BT = lost_BT - label_smoothing * logits_BTV.mean(axis=-1)
+    if label_smoothing:  # over the symbols that the model does not rule out
+        lost_BT = lost_BT - label_smoothing * logits_BTV.mean(axis=-1, where=logits_BTV > FLOOR)
     count = jnp.maximum(shown_BT.sum(), 1).astype(jnp.float32)
     right_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) | ~shown_BT
     metrics = {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from moe.auxiliary import Auxiliary, added, streams
+from moe.auxiliary import Auxiliary, WithAuxiliary, added, streams
 from training import variables
 from training.task import Batch, Metrics, Others
 
@@ -20,7 +20,7 @@ _READ = ("tokens", "mask", "segments", "positions", "domains")  # of the batch, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal:
+class Causal(WithAuxiliary):
     """Each token of a row is predicted from those before it.
 
         loss = - mean log p(target | tokens up to here)
@@ -66,18 +66,9 @@ class Causal:
         more, metrics = added(self.auxiliary, _by_place(output, batch), others)
         return loss + more, (state, {**metrics, "cross_entropy": loss})
 
-    @property
-    def accumulation(self) -> str | None:
-        """See `training.task.Task`."""
-        return None if self.auxiliary is None else self.auxiliary.accumulation
-
     def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
         """Returns the sums that `loss` comes to from the same arguments in training."""
         return _by_place(self._apply(params, state, batch, rng, train=True), batch)
-
-    def update_state(self, state: Any, sums: Any) -> Any:
-        """Returns the state after an optimizer step, from the sums of its microbatches."""
-        return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
 
     def _apply(self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool) -> Any:
         of = self.variables(params, state)

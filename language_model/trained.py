@@ -3,32 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from language_model.causal import Causal, batch_shapes
 from moe import leakage
-from training import rules
-from training.checkpoints import read_best
+from training import trained
 from training.mesh import Layout
-from training.start import placed
-from training.task import TrainState
 
 
 def best(run_dir: str | Path, task: Causal, mesh: Mesh, layout: Layout) -> tuple[int, Any, Any]:
-    """Returns (step, parameters, state) of a run's best checkpoint, which lie as the layout says.
-
-    Args:
-      run_dir: the run.
-      task: its Task.
-      mesh: the devices.
-      layout: where parameters lie on them; it need not be that of the training.
-
-    Raises:
-      CheckpointError: there is none, or it does not fit the model.
-    """
+    """Returns (step, parameters, state) of a run's best checkpoint, see `training.trained.best`."""
     smallest = batch_shapes(leakage.group_rows(task.model), 1)  # shapes depend on no rows, length or devices
-    params, state = jax.eval_shape(task.init, jax.random.key(0), smallest)
-    like = TrainState(step=(), params=params, state=state, opt_state=())
-    like = placed(like, rules.shardings(like, mesh, layout.parameters))
-    return read_best(Path(run_dir) / "checkpoints", like.params, like.state)
+    return trained.best(run_dir, task, smallest, mesh, layout)

@@ -138,6 +138,21 @@ class Auxiliary:
         return local
 
 
+class WithAuxiliary:
+    """What Tasks with a field `auxiliary` have in common, see `training.task.Task`."""
+
+    auxiliary: Auxiliary | None
+
+    @property
+    def accumulation(self) -> str | None:
+        """What a loss in a microbatch takes in; None for a dense model."""
+        return None if self.auxiliary is None else self.auxiliary.accumulation
+
+    def update_state(self, state: Any, sums: Any) -> Any:
+        """Returns the state after an optimizer step, from the sums of its microbatches."""
+        return state if self.auxiliary is None else self.auxiliary.update_state(state, sums)
+
+
 def added(
     auxiliary: Auxiliary | None, sums: Mapping[str, Sums], others: Others | None
 ) -> tuple[jax.Array | float, Metrics]:
