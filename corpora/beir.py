@@ -57,6 +57,15 @@ def read(folder: str | Path, *, splits: Iterable[str] | None = None, allow_missi
     return Tables(list(documents.values()), list(asked.values()), judged, counts)
 
 
+def documents(corpus: str | Path) -> dict[str, Document]:
+    """Reads and checks a corpus.jsonl, or .jsonl.gz, alone: its documents by id.
+
+    Raises:
+      DataError: on bad input, naming file, line (from 1) and field.
+    """
+    return check_documents(Path(corpus), _objects(Path(corpus)))
+
+
 def files(folder: str | Path, *, splits: Iterable[str] | None = None) -> list[Path]:
     """Returns the files that `read` would read. Raises DataError where one is missing or unclear."""
     corpus, queries, qrels = _layout(Path(folder), splits)

@@ -100,7 +100,7 @@ class Command:
         return self._arguments
 
     def number(
-        self, name: str, default: float, text: str, *, lower_bound: float, upper_bound: float
+        self, name: str, default: float | None, text: str, *, lower_bound: float, upper_bound: float
     ) -> flags.FlagHolder:
         return flags.DEFINE_float(name, default, text, lower_bound, upper_bound, flag_values=self._flags)
 
@@ -110,7 +110,7 @@ class Command:
     def boolean(self, name: str, text: str) -> flags.FlagHolder:
         return flags.DEFINE_bool(name, False, text, flag_values=self._flags)
 
-    def choice(self, name: str, default: str, choices: Sequence[str], text: str) -> flags.FlagHolder:
+    def choice(self, name: str, default: str | None, choices: Sequence[str], text: str) -> flags.FlagHolder:
         return flags.DEFINE_enum(name, default, choices, text, flag_values=self._flags)
 
     def run(self, main: Callable[[], None]) -> None:

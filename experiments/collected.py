@@ -10,6 +10,7 @@ from experiments import fields, run_dirs
 from training.files import flat
 
 SYSTEM = "system"
+TRAINED = ("dual_encoder", "generative")  # what a run has trained, by family, beside what it is compared with
 PAPER = "paper"  # the config's field for what a paper reports
 _MARKS = run_dirs.CONFIG_FILE, "results.json"  # a folder with one of these is a run directory
 _JUDGED_BY = ("data", "evaluation")  # the fields of a config that say on what a run is judged
@@ -123,7 +124,7 @@ def where(runs: Sequence[Run], conditions: Mapping[str, str]) -> list[Run]:
 
 
 def systems(runs: Sequence[Run], given: Sequence[str] | None) -> list[str]:
-    """Returns the systems asked for, or the one that all the runs share, dual_encoder before others.
+    """Returns the systems asked for, or the one that all the runs share, one of TRAINED before others.
 
     Raises:
       ValueError: a run lacks one; none is asked for, and which is meant is not clear.
@@ -137,8 +138,9 @@ def systems(runs: Sequence[Run], given: Sequence[str] | None) -> list[str]:
                         f"{run.name} has no system {name!r}; it has {', '.join(run.results.means)}"
                     )
         return list(given)
-    if "dual_encoder" in shared:
-        return ["dual_encoder"]
+    for name in TRAINED:
+        if name in shared:
+            return [name]
     if len(shared) == 1:
         return shared
     raise ValueError(f"--system is not given; the systems that all runs have: {', '.join(shared) or 'none'}")

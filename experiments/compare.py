@@ -14,6 +14,7 @@ from pathlib import Path
 
 from eval import comparison, results
 from experiments import cli
+from experiments.collected import TRAINED
 from training.progress import Progress
 
 _SAMPLES = 100_000  # of each randomization test
@@ -23,7 +24,11 @@ def main() -> None:
     """Entry point of `retrievax-compare`."""
     command = cli.Command(__doc__)
     runs = command.arguments("RUN", "run directories that have been evaluated, or RUN:SYSTEM.", least=2)
-    system = command.string("system", "dual_encoder", "The system of the runs that name none.")
+    system = command.string(
+        "system",
+        None,
+        f"The system of runs that name none; else what each trained: {', '.join(TRAINED)}.",
+    )
     names = command.string("measures", None, "Measures, joined by commas; by default all that are shared.")
     baseline = command.string("baseline", None, "The argument to compare the others with; else the first.")
     as_json = command.boolean("json", "Print one JSON object instead of a table.")
@@ -48,13 +53,13 @@ def refuse_repeats(keys: Sequence[object], arguments: Sequence[str]) -> None:
 
 
 def of_runs(
-    arguments: Sequence[str], system: str, names: Sequence[str] | None, baseline: str | None
+    arguments: Sequence[str], system: str | None, names: Sequence[str] | None, baseline: str | None
 ) -> comparison.Comparison:
     """Compares runs from their results.json and per_query.json.
 
     Args:
       arguments: run directories, or RUN:SYSTEM.
-      system: of those that name none.
+      system: of those that name none; None for what each has trained.
       names: measures; None for all that every row has.
       baseline: one of `arguments`; None for the first.
 
@@ -99,10 +104,18 @@ def caption(found: comparison.Comparison) -> str:
     )
 
 
-def _parse(argument: str, system: str) -> tuple[str, str]:
+def _parse(argument: str, system: str | None) -> tuple[str, str]:
     """RUN or RUN:SYSTEM; a folder whose name has a colon is a folder."""
     run, colon, named = argument.rpartition(":")
-    return (run, named) if colon and not Path(argument).is_dir() else (argument, system)
+    if colon and not Path(argument).is_dir():
+        return run, named
+    return argument, _trained(argument) if system is None else system
+
+
+def _trained(run: str) -> str:
+    """The system that a run has trained."""
+    there = results.read(run).per_query
+    return next((name for name in TRAINED if name in there), TRAINED[0])
 
 
 def _check_collection(first: str, first_read: results.Results, run: str, read: results.Results) -> None:

@@ -32,7 +32,7 @@ from dual_encoder.negatives import drop_positives
 from eval import measures, results, runs
 from experiments import evaluation, opening, settings
 from experiments.cli import UsageError
-from experiments.evaluation import deepest
+from experiments.settings import deepest
 from index import exact, passages
 from training import distributed, loop, mesh, tables
 from training.build import build, fill
@@ -99,7 +99,7 @@ class Experiment:
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         return opening.tokenizer(
-            self.run_dir, self._tokenizer_spec, self._training_texts, self.config["task"]
+            self.run_dir, self._tokenizer_spec, self._training_texts, opening.vocab_sizes(self.config["task"])
         )
 
     @functools.cached_property

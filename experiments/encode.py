@@ -48,18 +48,8 @@ def main() -> None:
 
     def encode() -> None:
         distributed.start()
-        if distributed.several() and (process.value is not None or processes.value is not None):
-            raise cli.UsageError(
-                "--process and --processes are given; allowed: neither in a job of several processes, which "
-                "share the work by themselves"
-            )
+        number, count = share(process.value, processes.value)
         config = run_dirs.load_config(workdir.value)
-        count = processes.value or jax.process_count()
-        number = jax.process_index() if process.value is None else process.value
-        if number >= count:
-            raise cli.UsageError(
-                f"--process is {number}; allowed: 0 to {count - 1}, with --processes={count}"
-            )
         trained = Trained.load(
             workdir.value, config, batch_size=batch_size.value, allow_batch_dependence=allow.value
         )
@@ -95,6 +85,24 @@ def main() -> None:
             )
 
     command.run(encode)
+
+
+def share(process: int | None, processes: int | None) -> tuple[int, int]:
+    """Returns the number of this job and how many share the work: those given, or the processes of this one.
+
+    Raises:
+      UsageError: both of two ways are asked for, or there is no such number.
+    """
+    if distributed.several() and (process is not None or processes is not None):
+        raise cli.UsageError(
+            "--process and --processes are given; allowed: neither in a job of several processes, which "
+            "share the work by themselves"
+        )
+    count = processes or jax.process_count()
+    number = jax.process_index() if process is None else process
+    if number >= count:
+        raise cli.UsageError(f"--process is {number}; allowed: 0 to {count - 1}, with --processes={count}")
+    return number, count
 
 
 def open_collection(config: Mapping[str, Any], folder: str | None, *, allow_missing: bool = False) -> Dataset:

@@ -8,30 +8,24 @@ devices; the rest is the first one's.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 
 from dual_encoder import retriever, vectors
 from dual_encoder.encoding import Encoder
 from dual_encoder.retriever import FUSION_DEPTH
 from dual_encoder.trained import Trained
-from eval import fusion, measures, plots, results, runs, significance, trec
-from experiments import encode, opening, run_dirs
+from eval import fusion, measures, results, runs
+from experiments import baselines, encode, opening, reports, run_dirs
+from experiments.settings import deepest
 from index import exact, lexical, passages
 from training import distributed, metrics
 
 if TYPE_CHECKING:
     from experiments.contrastive import Experiment
-
-_SAMPLES = 10_000  # of the randomization test
 
 
 def evaluate(experiment: Experiment) -> results.Results:
@@ -50,11 +44,6 @@ def evaluate(experiment: Experiment) -> results.Results:
     return results.read(experiment.run_dir)
 
 
-def deepest(names: Sequence[str]) -> int:
-    """How many documents a query's ranking must have for these measures; an uncut one gets FUSION_DEPTH."""
-    return max(measures.depth(name) or FUSION_DEPTH for name in names)
-
-
 def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorStore, started: float) -> None:
     settings, dataset, run_dir = experiment.evaluation, experiment.dataset, experiment.run_dir
     splits = {"dev": dataset.split(settings.dev_split), "test": dataset.split(settings.test_split)}
@@ -68,7 +57,7 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
             list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
         )
 
-    plain, tuned, chosen = _build_bm25(experiment, splits["dev"], queries["dev"])
+    plain, tuned, chosen = baselines.bm25(dataset, settings, splits["dev"], queries["dev"])
     index = exact.build(store.vectors())
 
     def search_dense(split: str) -> measures.Run:
@@ -96,9 +85,7 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
     }
 
     retriever.save(run_dir, dataset, tuned, weight)
-    for name, run in test_runs.items():
-        best = {query_id: _best(hits, settings.run_depth) for query_id, hits in run.items()}
-        trec.write_run(run_dir / "runs" / f"{name}.trec", best, name)
+    reports.write_runs(run_dir, test_runs, settings.run_depth)
     meta = {
         **run_dirs.meta(experiment.config),
         "data": dataset.summary(),
@@ -113,8 +100,9 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
         },
     }
     results.write(run_dir, meta, per_query)
-    _report(results.read(run_dir), run_dir)
-    _plot(experiment, {name: found["dev"][name] for name in ("bm25", "hybrid")}, splits["dev"])
+    reports.show(run_dir)
+    others = {name: found["dev"][name] for name in ("bm25", "hybrid")}
+    reports.plot_training(run_dir, experiment.config, dataset, splits["dev"], others)
 
 
 def _encode_corpus(experiment: Experiment, trained: Trained) -> vectors.VectorStore:
@@ -129,74 +117,3 @@ def _encode_corpus(experiment: Experiment, trained: Trained) -> vectors.VectorSt
     encode.documents(trained, experiment.config, experiment.dataset, folder, **share)
     distributed.wait("encoding the corpus")
     return vectors.VectorStore.open(folder)
-
-
-def _build_bm25(experiment: Experiment, qrels: measures.Qrels, queries: list[str]):
-    """Returns BM25 as the config fixes it (text alone), BM25 tuned on dev, and what was chosen."""
-    dataset, grid = experiment.dataset, experiment.evaluation.bm25_grid
-    measure, drop_same_id = experiment.evaluation.tune_measure, experiment.evaluation.drop_same_id
-    titles, texts = dataset.titles_and_texts()
-    plain = lexical.BM25.build(texts, **experiment.evaluation.bm25_plain)
-    settings = grid.settings()
-
-    def quality(scores_QK: np.ndarray, rows_QK: np.ndarray) -> float:
-        run = runs.from_rows(list(qrels), dataset.doc_ids, scores_QK, rows_QK, drop_same_id=drop_same_id)
-        return measures.means(measures.evaluate(qrels, run, [measure]))[measure]
-
-    best = None
-    count = len(settings) * len(grid.analyzers)
-    print(f"tuning BM25 on {len(queries):,} dev queries: {count} settings", file=sys.stderr, flush=True)
-    for analyzer in grid.analyzers.values():
-        analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
-        setting, table = lexical.tune(
-            analyzed,
-            queries,
-            settings,
-            quality,
-            k=deepest([measure]) + drop_same_id,
-            progress=sys.stderr.isatty(),
-        )
-        if best is None or table[setting] > best[0]:
-            best = table[setting], analyzed, setting
-    _, analyzed, setting = best
-    chosen = {**dataclasses.asdict(analyzed.vocabulary.analyzer), **setting._asdict()}
-    return plain, lexical.BM25.from_analyzed(analyzed, **setting._asdict()), chosen
-
-
-def _best(hits: dict[str, float], depth: int) -> dict[str, float]:
-    return {doc_id: hits[doc_id] for doc_id in measures.rank(hits)[:depth]}
-
-
-def _report(written: results.Results, run_dir: Path) -> None:
-    """Prints the table, each system against BM25 tuned on dev, and writes it to tables/results.md."""
-    baseline = written.per_query["bm25"]
-    p_values = {
-        system: {
-            name: significance.randomization_test(values, baseline[name], samples=_SAMPLES)
-            for name, values in columns.items()
-        }
-        for system, columns in written.per_query.items()
-        if system != "bm25"
-    }
-    table = results.table(written, baseline="bm25", p_values=p_values)
-    with trec.replacing(run_dir / "tables" / "results.md") as file:
-        file.write(table + "\n")
-    queries = len(next(iter(baseline.values())))
-    print(
-        f"\n{queries:,} test queries; in brackets the difference from bm25 and its p (randomization test)\n"
-    )
-    print(table)
-
-
-def _plot(experiment: Experiment, dev_runs: Mapping[str, measures.Run], qrels: measures.Qrels) -> None:
-    best_measure = experiment.config["schedule"]["best_measure"]
-    name = best_measure.removeprefix("dev/")
-    levels = {}
-    for system, run in dev_runs.items():
-        levels[system] = measures.means(measures.evaluate(qrels, run, [name]))[name]
-    file = experiment.run_dir / "plots" / "training.png"
-    file.parent.mkdir(exist_ok=True)
-    dataset = experiment.dataset
-    title = f"{dataset.name}: {len(qrels):,} dev queries, {len(dataset.doc_ids):,} documents"
-    plots.quality_over_training(file, metrics.read(experiment.run_dir), best_measure, levels, title=title)
-    print(f"\nwritten: {experiment.run_dir}/results.json, per_query.json, runs/, tables/, {file}")

@@ -86,7 +86,7 @@ class Experiment:
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         return opening.tokenizer(
-            self.run_dir, self._tokenizer_spec, self._training_texts, self.config["task"]
+            self.run_dir, self._tokenizer_spec, self._training_texts, opening.vocab_sizes(self.config["task"])
         )
 
     def chunks(self, split: str) -> Chunks:

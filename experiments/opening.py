@@ -95,7 +95,7 @@ def training(
 
 
 def tokenizer(
-    run_dir: Path, given: Any, texts: Callable[[], Iterable[str]], task_spec: Mapping[str, Any]
+    run_dir: Path, given: Any, texts: Callable[[], Iterable[str]], sizes: Sequence[tuple[str, int]]
 ) -> tokenizers.Tokenizer:
     """Returns the run's tokenizer, which the first process makes where it is not there yet.
 
@@ -103,10 +103,10 @@ def tokenizer(
       run_dir: keeps it.
       given: the built field `tokenizer`: a tokenizer, or a function that trains one.
       texts: those to train on.
-      task_spec: of the Task, whose embeddings must hold its vocabulary.
+      sizes: of the embeddings that must hold its vocabulary, each with the field that says so.
 
     Raises:
-      UsageError: it cannot be trained so, or has more entries than a `vocab_size` of the Task.
+      UsageError: it cannot be trained so, or has more entries than one of `sizes`.
     """
     file = run_dir / TOKENIZER_FILE
     with distributed.leader_first("making the tokenizer"):
@@ -120,7 +120,7 @@ def tokenizer(
             given.save(partial)
             partial.replace(file)
         made = tokenizers.load(str(file))
-    for where, size in fields_named(task_spec, "config.task", "vocab_size"):
+    for where, size in sizes:
         if size < made.vocab_size:
             raise UsageError(
                 f"{where} is {size}, but the tokenizer has {made.vocab_size} entries; "
@@ -161,6 +161,11 @@ def warn_of_leaks(model: nn.Module, what: str) -> None:
             "those of this batch size and order",
             flush=True,
         )
+
+
+def vocab_sizes(task_spec: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Returns every `vocab_size` of a Task whose embeddings are all of words, with its place."""
+    return list(fields_named(task_spec, "config.task", "vocab_size"))
 
 
 def fields_named(spec: Any, where: str, name: str) -> Iterator[tuple[str, Any]]:

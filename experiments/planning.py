@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from corpora.tokens import TextSettings
-from experiments import language_settings, settings
+from experiments import generative_settings, language_settings, settings
 from experiments.cli import UsageError
 from language_model import causal
 from training import chips, collectives, flops, hlo, traffic
@@ -344,8 +344,33 @@ def _language(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: x.shape for name, x in shapes.items()}
 
 
+def _generative(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    text = fill(generative_settings.Text, config["text"], "config.text")
+    batch = fill(generative_settings.Batch, config["batch"], "config.batch")
+    given = fill(Unknown, config["plan"], "config.plan")
+    of_text = dict.fromkeys(("tokens", "mask"), (batch.batch_size, text.length))
+    of_id = dict.fromkeys(("targets", "target_mask"), (batch.batch_size, given.docid_length))
+    return {**of_text, **of_id, "documents": (batch.batch_size,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """The field `plan` of a generative retriever's config: what its data would say.
+
+    Attributes:
+      docid_length: symbols of the longest docid.
+    """
+
+    docid_length: int
+
+    def __post_init__(self):
+        if self.docid_length < 1:
+            raise ValueError(f"docid_length is {self.docid_length}; it must be at least 1")
+
+
 # Of each family the fields of its own that its batch depends on, and the shapes of that.
 _FAMILIES = {
     "experiments.contrastive.Experiment": (("text",), _contrastive),
+    "experiments.generative.Experiment": (("text", "plan"), _generative),
     "experiments.language.Experiment": ((), _language),
 }

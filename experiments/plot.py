@@ -32,7 +32,7 @@ def main() -> None:
     x = command.string("x", None, "The field on x; with --pareto any number of config or meta.")
     y = command.string("y", "ndcg@10", "The measure on y.")
     lines_of = command.string("lines", None, "Fields that make the lines, or the colors, joined by commas.")
-    system = command.string("system", None, "Systems, joined by commas; by default dual_encoder.")
+    system = command.string("system", None, "Systems, joined by commas; by default what the runs trained.")
     where = command.string("where", None, "Only runs with these values, FIELD=VALUE,...")
     over = command.string(
         "over", "seed", "Fields that the runs of one point may differ in, joined by commas."

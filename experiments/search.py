@@ -4,6 +4,9 @@ Examples:
   python -m experiments.search --workdir=runs/quickstart --query="parse an ISO date"
   python -m experiments.search --workdir=runs/quickstart
   python -m experiments.search --workdir=runs/quickstart --query="merge two dicts" --k=3 --json
+  python -m experiments.search --workdir=runs/gr --query="what causes gout" --beams=20 --without=removed.txt
+
+A generative retriever spells the ids of documents; --only and --without say which it may find.
 """
 
 import contextlib
@@ -12,8 +15,11 @@ import sys
 from collections.abc import Iterator
 
 from dual_encoder.retriever import SYSTEMS, Hit, Retriever
-from experiments import cli, run_dirs
+from experiments import cli, generative_search, run_dirs
+from experiments.cli import UsageError
+from experiments.generative_search import Searcher
 
+GENERATIVE = "experiments.generative.Experiment"  # the family whose runs `Searcher` opens
 _SNIPPET_LINES = 3
 _SNIPPET_WIDTH = 100
 
@@ -24,22 +30,49 @@ def main() -> None:
     workdir = command.string("workdir", "runs/quickstart", "The run to search with.")
     query = command.string("query", None, "What to search for; without it, queries are asked for.")
     k = command.integer("k", 5, "How many results.", lower_bound=1)
-    system = command.choice("system", SYSTEMS[0], SYSTEMS, "What ranks the documents.")
+    systems = (*SYSTEMS, generative_search.SYSTEM)
+    system = command.choice(
+        "system", None, systems, f"What ranks the documents: by default {SYSTEMS[0]}, or generative."
+    )
     as_json = command.boolean("json", "Print one JSON object a query instead of text.")
     allow = command.boolean(
         "allow_batch_dependence", "Let a text's vector depend on the texts that are encoded with it."
     )
+    beams = command.integer(
+        "beams",
+        None,
+        "Ids that a generative retriever spells at a time; by default its config's.",
+        lower_bound=1,
+    )
+    only = command.string(
+        "only", None, "A file of doc ids, one a line: a generative retriever finds no other."
+    )
+    without = command.string("without", None, "A file of doc ids that a generative retriever never finds.")
 
     def search() -> None:
-        run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
-        retriever = Retriever.load(workdir.value, allow_batch_dependence=allow.value)
+        config = run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
+        generative = config.get("family") == GENERATIVE
+        allowed = (generative_search.SYSTEM,) if generative else SYSTEMS
+        ranks = allowed[0] if system.value is None else system.value
+        if ranks not in allowed:
+            raise UsageError(f"--system is {ranks!r}; {workdir.value} has {', '.join(allowed)}")
+        if generative:
+            given = dict(beams=beams.value, only=only.value, without=without.value)
+            retriever = Searcher.load(
+                workdir.value, config, k=k.value, allow_batch_dependence=allow.value, **given
+            )
+        else:
+            for flag in (beams, only, without):
+                if flag.value is not None:
+                    raise UsageError(f"--{flag.name} is for generative retrievers; {workdir.value} is none")
+            retriever = Retriever.load(workdir.value, allow_batch_dependence=allow.value)
         for text in _ask() if query.value is None else [query.value]:
-            show(retriever, text, k.value, system.value, as_json=as_json.value)
+            show(retriever, text, k.value, ranks, as_json=as_json.value)
 
     command.run(search)
 
 
-def show(retriever: Retriever, query: str, k: int, system: str, *, as_json: bool = False) -> None:
+def show(retriever: Retriever | Searcher, query: str, k: int, system: str, *, as_json: bool = False) -> None:
     """Searches and prints the results."""
     hits = retriever.search(query, k=k, system=system)
     if as_json:

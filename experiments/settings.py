@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dual_encoder.retriever import FUSION_DEPTH
 from eval import measures
 from index import lexical
 from training.build import build, check_arguments, fill
@@ -150,9 +151,15 @@ class Evaluation:
             raise ValueError(f"run_depth is {self.run_depth}; it must be at least 1")
 
 
-def evaluation(spec: Mapping[str, Any], where: str) -> Evaluation:
-    """Returns the settings that a config's `evaluation` describes. Raises SpecError naming the field."""
+def evaluation(spec: Mapping[str, Any], where: str, kind: type[Evaluation] = Evaluation) -> Evaluation:
+    """Returns the settings that a config's `evaluation` describes, of a `kind` with its family's own fields.
+    Raises SpecError naming the field."""
     fields = build(spec, where)
     if isinstance(fields, Mapping) and "bm25_grid" in fields:
         fields = {**fields, "bm25_grid": fill(Bm25Grid, fields["bm25_grid"], f"{where}.bm25_grid")}
-    return fill(Evaluation, fields, where)
+    return fill(kind, fields, where)
+
+
+def deepest(names: Sequence[str]) -> int:
+    """How many documents a query's ranking must have for these measures; an uncut one gets FUSION_DEPTH."""
+    return max(measures.depth(name) or FUSION_DEPTH for name in names)

@@ -173,7 +173,7 @@ def main() -> None:
     rows = command.string("rows", None, "Fields that make the rows, joined by commas.")
     columns = command.string("columns", None, "Fields that make the columns, joined by commas.")
     measure = command.string("measure", None, "Measures, joined by commas; by default all that are shared.")
-    system = command.string("system", None, "Systems, joined by commas; by default dual_encoder.")
+    system = command.string("system", None, "Systems, joined by commas; by default what the runs trained.")
     baseline = command.string(
         "baseline", None, "What others are compared with, FIELD=VALUE,...; fields that it leaves out have "
         "the values of the cell that is compared.",
@@ -224,7 +224,7 @@ def make(
       runs: see collected.read.
       rows, columns: fields, or `system`; None for both gives a row for every setting.
       measures: None for all that every run has.
-      systems: None for dual_encoder; several need `system` among the rows or columns.
+      systems: None for what the runs trained; several need `system` among the rows or columns.
       baseline: FIELD=VALUE,... of rows or columns; the others are those of the cell that is compared.
       where: FIELD=VALUE,... that a run must have.
       over: fields that the runs of one cell may differ in.

@@ -44,7 +44,7 @@ def split_off(names: Iterable[str], fractions: Mapping[str, float], seed: int = 
     for split, fraction in fractions.items():
         if not 0 <= fraction < 1:
             raise DataError(f"data.{split} is {fraction}; allowed: 0 to below 1")
-    ordered = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    ordered = drawn(names, seed)
     splits = []
     for split, fraction in fractions.items():
         splits += [split] * (max(1, round(fraction * len(ordered))) if fraction else 0)
@@ -53,3 +53,11 @@ def split_off(names: Iterable[str], fractions: Mapping[str, float], seed: int = 
         raise DataError(f"data: of {len(ordered)} queries none is left for train; held out: {shares}")
     splits += ["train"] * (len(ordered) - len(splits))
     return dict(zip(ordered, splits, strict=True))
+
+
+def drawn(names: Iterable[str], seed: int = 0) -> list[str]:
+    """Returns different names in the order of their hashes, which is as good as any drawn at random.
+
+    The first n of many are among the first n + 1, and those of a part come in the same order as in the whole.
+    """
+    return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())

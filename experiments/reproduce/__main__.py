@@ -10,15 +10,13 @@ Examples:
 
 import difflib
 import importlib
-import json
-import os
 import pkgutil
-import time
 from pathlib import Path
 
 from experiments import cli, reproduce
 from experiments.cli import UsageError
 from experiments.reproduce import claims
+from experiments.reproduce.clock import Clock
 
 ALL = "all"
 
@@ -86,31 +84,6 @@ def reproduce_paper(name: str, paper: object, budget: str, *, results: Path, wor
     for claim in outcome.claims:
         print(f"{claim.verdict:14}  {claim.name}: {claim.ours}")
     print(f"written: {results / name}/table.md, table.json, plot.png ({clock.seconds:.0f} s)")
-
-
-class Clock:
-    """Adds up the time of work that was interrupted and gone on with: on the wall, and of all processors."""
-
-    def __init__(self, file: Path):
-        self._file = file
-        before = json.loads(file.read_text()) if file.exists() else {}
-        self.seconds, self.cpu_seconds = before.get("seconds", 0.0), before.get("cpu_seconds", 0.0)
-
-    def __enter__(self) -> "Clock":
-        self._started, self._cpu_started = time.monotonic(), _cpu_seconds()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.seconds += time.monotonic() - self._started
-        self.cpu_seconds += _cpu_seconds() - self._cpu_started
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps({"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}))
-
-
-def _cpu_seconds() -> float:
-    """Returns what this process and those it waited for have taken of all processors."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training runs that a reproduction needs, each by `experiments.train` in a process of its own."""
 
 import hashlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,14 +25,47 @@ def train(folder: Path, name: str, config: str, given: Mapping[str, Any]) -> Pat
     Raises:
       UsageError: the program that trains has failed; it has said why.
     """
-    argument = ",".join(f"{key}={value}" for key, value in given.items())
-    run_dir = folder / f"{name}-{hashlib.sha256(argument.encode()).hexdigest()[:8]}"
-    if not (run_dir / "results.json").exists():
-        command = ["-m", "experiments.train", f"--config={_CONFIGS / config}:{argument}"]
+    run_dir = directory(folder, name, given)
+    if not is_done(run_dir):
         print(f"training {run_dir.name}", flush=True)
-        done = subprocess.run(
-            [sys.executable, *command, f"--workdir={run_dir}"], stdout=subprocess.DEVNULL, check=False
-        )
-        if done.returncode:
-            raise UsageError(f"python {' '.join(command)} ended with status {done.returncode}")
+        program("train", f"--config={_CONFIGS / config}:{_argument(given)}", f"--workdir={run_dir}")
     return run_dir
+
+
+def directory(folder: Path, name: str, given: Mapping[str, Any]) -> Path:
+    """Returns where `train` has a run."""
+    return folder / f"{name}-{hashlib.sha256(_argument(given).encode()).hexdigest()[:8]}"
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether a run is trained and evaluated."""
+    return (run_dir / "results.json").exists()
+
+
+def load(config: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config that `train` would train, as a plain dict.
+
+    Args:
+      config: file under configs/.
+      given: its argument, by key.
+    """
+    spec = importlib.util.spec_from_file_location("config_file", _CONFIGS / config)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(_argument(given)).to_dict()
+
+
+def program(name: str, *arguments: str) -> None:
+    """Runs one of the package's programs, without what it prints, in a process of its own.
+
+    Raises:
+      UsageError: it has failed; it has said why.
+    """
+    command = ["-m", f"experiments.{name}", *arguments]
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UsageError(f"python {' '.join(command)} ended with status {done.returncode}")
+
+
+def _argument(given: Mapping[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in given.items())

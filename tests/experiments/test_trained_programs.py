@@ -19,7 +19,7 @@ from dual_encoder.retriever import Retriever
 from dual_encoder.trained import Trained, digest
 from dual_encoder.vectors import VectorStore
 from eval import measures, results, runs, trec
-from experiments import encode, evaluation, rerank, run_dirs
+from experiments import baselines, encode, evaluation, rerank, run_dirs
 from index import exact, lexical
 
 FILE = Path(__file__).parents[2] / "configs" / "dual_encoder" / "beir_folder.py"
@@ -159,7 +159,9 @@ def test_bm25_is_tuned_without_the_own_documents_too(run_dir, monkeypatch):
     monkeypatch.setattr(lexical, "tune", tune)
     experiment = run_dirs.reopen(run_dir)
     qrels = experiment.dataset.split("dev")
-    evaluation._build_bm25(experiment, qrels, [experiment.dataset.queries[q] for q in qrels])
+    baselines.bm25(
+        experiment.dataset, experiment.evaluation, qrels, [experiment.dataset.queries[q] for q in qrels]
+    )
     assert seen == [(11, 1.0), (11, 1.0)]
 
 

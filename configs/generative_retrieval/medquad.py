@@ -1,0 +1,22 @@
+"""MedQuAD: a medical question to the id of its answer, spelled by a small Transformer from scratch (Ben
+Abacha and Demner-Fushman, 2019, "A Question-Entailment Approach to Question Answering").
+
+    python -m experiments.train --config=configs/generative_retrieval/medquad.py --workdir=runs/gr
+    python -m experiments.search --workdir=runs/gr --query="what are the symptoms of lupus"
+
+Ids are the documents' titles, which name what the questions ask about: De Cao et al. (2021), "Autoregressive
+Entity Retrieval". 15,790 documents share 5,123 titles; a number tells those of one title apart. Other schemes
+are an argument away, `:scheme=random` among them, the control.
+"""
+
+import ml_collections
+
+from configs.arguments import parse_argument
+from configs.generative_retrieval import beir_folder
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    """Argument: the keys of `beir_folder`."""
+    return beir_folder.made(
+        parse_argument(argument, beir_folder.DEFAULTS | dict(folder="medquad", scheme="titles"))
+    )

@@ -1,0 +1,84 @@
+"""The config `medquad.py` with another model, or another loss beside that of spelling:
+
+decoder_only    the text is the prompt of a decoder, all of which every word of it sees
+one_vector      DynamicRetriever (Zhou et al., 2022): an encoder and one vector a document
+prefix_aware    the decoder of the Neural Corpus Indexer (Wang et al., 2022)
+consistency     its consistency regularization, at twice the computation of a step
+joint           the encoder is a dual encoder's as well
+distilled       candidates' log-probabilities are held to the scores of a dual encoder, `teacher`
+
+python -m experiments.train --config=configs/generative_retrieval/variants.py:variant=joint --workdir=runs/gr
+"""
+
+import ml_collections
+
+from configs.arguments import parse_argument
+from configs.generative_retrieval import medquad
+
+VARIANTS = ("decoder_only", "one_vector", "prefix_aware", "consistency", "joint", "distilled")
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    """Argument: variant, teacher (a dual encoder's run, for distilled), and of medquad.py folder, scheme,
+    steps, batch, width, capacity (the documents that one_vector has room for)."""
+    given = parse_argument(
+        argument,
+        dict(
+            variant="prefix_aware", teacher="runs/dual", folder="medquad", scheme="semantic2d", steps=1500,
+            batch=128, width=192, capacity=20_000,
+        ),
+    )  # fmt: skip
+    if given.variant not in VARIANTS:
+        raise ValueError(f"config argument variant={given.variant!r}; allowed: {', '.join(VARIANTS)}")
+    if given.variant == "one_vector":
+        given.scheme = "atomic"
+    shared = ("folder", "scheme", "steps", "batch", "width", "capacity")
+    config = medquad.get_config(",".join(f"{name}={given[name]}" for name in shared))
+    config.task = _task(given, config.task.to_dict())
+    rules = config.mesh.parameters
+    if given.variant == "one_vector":
+        config.mesh.parameters = (*rules, ("rows/table", ("fsdp", None)))
+    if given.variant == "decoder_only":
+        config.mesh.parameters = [
+            (rule.replace("embed/", "embed/(text|docid)/"), spec) for rule, spec in rules
+        ]
+    return config
+
+
+def _task(given: ml_collections.ConfigDict, spelling: dict) -> dict:
+    """The Task of a variant, made of the plain one."""
+    of, model = "generative_retrieval", spelling["model"]
+    pooler = dict(name="dual_encoder.poolers.mean")
+    encoder, decoder = model["encoder"], model["decoder"]
+    if given.variant == "decoder_only":
+        tables = dict(name=f"{of}.decoder_only.TwoTables", text=encoder["embed"], docid=decoder["embed"])
+        alone = decoder | dict(
+            embed=tables,
+            block=decoder["block"] | dict(cross_attention=None),
+            visible=dict(name="backbones.masks.prefix_lm"),
+        )
+        return spelling | dict(model=dict(name=f"{of}.decoder_only.DecoderOnly", decoder=alone))
+    if given.variant == "one_vector":
+        tower = dict(name="dual_encoder.towers.Tower", encoder=encoder, pooler=pooler, normalize=False)
+        of_documents = dict(
+            name=f"{of}.dynamic_retriever.DynamicRetriever", tower=tower, documents=given.capacity
+        )
+        return spelling | dict(model=of_documents)
+    if given.variant == "prefix_aware":
+        adaptor = dict(
+            adaptor_block=decoder["block"],
+            adaptor_layers=decoder["num_layers"],
+            adaptor_norm=decoder["norm"],
+        )
+        return spelling | dict(model=model | adaptor | dict(name=f"{of}.pawa.PrefixAware"))
+    if given.variant == "consistency":
+        return spelling | dict(consistency=dict(name=f"{of}.consistency.Consistency", weight=0.15))
+    if given.variant == "joint":
+        shared = dict(name=f"{of}.joint.SharedEncoder", generator=model, pooler=pooler)
+        return dict(name=f"{of}.joint.Joint", spelling=spelling | dict(model=shared), weight=1.0)
+    return dict(
+        name=f"{of}.distillation.Distilled",
+        spelling=spelling,
+        teacher=dict(name=f"{of}.distillation.dense", run=given.teacher, count=16),
+        objective=dict(name=f"{of}.distillation.list_net", temperature=0.05),
+    )

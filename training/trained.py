@@ -1,0 +1,32 @@
+"""A Task's parameters as a run left them, placed on a mesh."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from training import rules
+from training.checkpoints import read_best
+from training.mesh import Layout
+from training.start import placed
+from training.task import Batch, Task, TrainState
+
+
+def best(run_dir: str | Path, task: Task, batch: Batch, mesh: Mesh, layout: Layout) -> tuple[int, Any, Any]:
+    """Returns (step, parameters, state) of a run's best checkpoint, which lie as the layout says.
+
+    Args:
+      run_dir: the run.
+      task: its Task.
+      batch: one that parameters can be shaped from, or its shapes.
+      mesh: the devices.
+      layout: where parameters lie on them; it need not be that of the training.
+
+    Raises:
+      CheckpointError: there is none, or it does not fit the model.
+    """
+    params, state = jax.eval_shape(task.init, jax.random.key(0), batch)
+    like = TrainState(step=(), params=params, state=state, opt_state=())
+    like = placed(like, rules.shardings(like, mesh, layout.parameters))
+    return read_best(Path(run_dir) / "checkpoints", like.params, like.state)
