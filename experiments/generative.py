@@ -14,7 +14,6 @@ The fields of such a config, besides those of experiments.opening:
 """
 
 import functools
-import itertools
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -228,17 +227,17 @@ class Experiment:
         either, and `dev/both/<measure>`, the mean of the two. If none is for an added document, the
         beginnings of the added ones stand in as queries, which tell only whether they are learned.
         """
-        qrels = self.dataset.split(self.evaluation.dev_split)
-        qrels = dict(itertools.islice(qrels.items(), self.evaluation.dev_queries or None))
+        judged, most = self.dataset.split(self.evaluation.dev_split), self.evaluation.dev_queries
+        of_parts = self.by_documents(judged) if self.docids_spec.extends else {"": list(judged)}
+        parts = {part: query_ids[: most or None] for part, query_ids in of_parts.items()}
+        parts[""] = [query_id for query_ids in parts.values() for query_id in query_ids]
+        qrels = {query_id: judged[query_id] for query_id in parts[""]}
         texts = {query_id: self.dataset.queries[query_id] for query_id in qrels}
-        parts = {"": list(qrels)}
-        if self.docids_spec.extends:
-            parts |= self.by_documents(qrels)
-            if not parts["added"]:
-                beginnings = self._beginnings(self.evaluation.dev_queries or 200)
-                parts["added"] = list(beginnings)
-                texts |= {query_id: text for query_id, (_, text) in beginnings.items()}
-                qrels = qrels | {query_id: {doc_id: 1} for query_id, (doc_id, _) in beginnings.items()}
+        if not parts.get("added", True):
+            beginnings = self._beginnings(most or 200)
+            parts["added"] = list(beginnings)
+            texts |= {query_id: text for query_id, (_, text) in beginnings.items()}
+            qrels = qrels | {query_id: {doc_id: 1} for query_id, (doc_id, _) in beginnings.items()}
         names, table = self.evaluation.dev_measures, self.text_tokens(list(texts.values()))
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:

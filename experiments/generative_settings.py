@@ -105,7 +105,8 @@ class Evaluation(settings.Evaluation):
       results: documents that a query finds.
       length_penalty: see generative_retrieval.beam.search.
       batch_size: queries that are searched at a time.
-      dev_queries: of the dev split, the first so many are searched during training; 0 for all.
+      dev_queries: of the dev split, the first so many are searched during training; 0 for all. Where
+        documents were added, so many of the queries for them, and of the others.
     """
 
     beams: int = 10

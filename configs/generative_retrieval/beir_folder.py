@@ -21,7 +21,7 @@ from configs.language_model import parts as language_parts
 DEFAULTS = dict(
     folder="", scheme="semantic", branching=30, vectors="", title_times=3, capacity=20_000, generated="",
     span=0, vocab=3_000, length=24, width=128, layers=2, decoder_layers=2, dropout=0.0, steps=1_200,
-    batch=128, rate=2e-3, beams=10,
+    batch=64, rate=2e-3, beams=10, penalty=0.0,
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     quantized ids), vectors (a dual encoder's run that documents are clustered by; "" for TF-IDF), title_times
     (how often titles count there), capacity (documents there may ever be, for atomic ids); generated (a file
     of queries), span (tokens of random spans; 0 for none); vocab, length (tokens of a text), width, layers,
-    decoder_layers, dropout; steps, batch, rate (the peak learning rate); beams."""
+    decoder_layers, dropout; steps, batch, rate (the peak learning rate); beams, penalty (of length)."""
     return made(parse_argument(argument, DEFAULTS))
 
 
@@ -73,5 +73,5 @@ def made(given: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.mesh = parts.mesh()
     config.init_from = encoder_parts.init_from()
     config.schedule = encoder_parts.schedule(given.steps, evaluations=4) | dict(best_measure="dev/hits@10")
-    config.evaluation = parts.evaluation(beams=given.beams, results=10)
+    config.evaluation = parts.evaluation(beams=given.beams, results=10, length_penalty=given.penalty)
     return config

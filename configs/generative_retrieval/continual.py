@@ -6,7 +6,9 @@ and the model is trained on the added ones while earlier ones are replayed.
     python -m experiments.search --workdir=runs/gr2 --query="what causes gout"
 
 Mehta et al. (2023), "DSI++: Updating Transformer Memory with New Documents", replay queries that a model
-generates; here it is whatever the earlier run was trained on.
+generates; here it is whatever the earlier run was trained on. With 1,000 documents added to 14,790 of
+MedQuAD, in under two minutes on one core, Hits@10 of earlier documents went from 0.926 to 0.929 (to 0.901
+without replay), of added ones to 0.985: docs/generative_retrieval.md.
 """
 
 import json
@@ -24,7 +26,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     file of queries for the added documents and the earlier ones; "" for the sources of the run)."""
     given = parse_argument(
         argument,
-        dict(run="runs/gr", documents="", replay=0.5, steps=300, rate=5e-4, batch=128, generated=""),
+        dict(run="runs/gr", documents="", replay=0.5, steps=300, rate=1e-3, batch=64, generated=""),
     )
     file = Path(given.run) / "config.json"
     if not file.is_file():

@@ -7,6 +7,9 @@ Abacha and Demner-Fushman, 2019, "A Question-Entailment Approach to Question Ans
 Ids are the documents' titles, which name what the questions ask about: De Cao et al. (2021), "Autoregressive
 Entity Retrieval". 15,790 documents share 5,123 titles; a number tells those of one title apart. Other schemes
 are an argument away, `:scheme=random` among them, the control.
+
+Test Hits@10 0.927 and MRR@10 0.640 (without the length penalty, which was chosen later), BM25 0.923 and
+0.567, in two and a half minutes of training on one core of an AMD EPYC; more in docs/generative_retrieval.md.
 """
 
 import ml_collections
@@ -17,6 +20,5 @@ from configs.generative_retrieval import beir_folder
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     """Argument: the keys of `beir_folder`."""
-    return beir_folder.made(
-        parse_argument(argument, beir_folder.DEFAULTS | dict(folder="medquad", scheme="titles"))
-    )
+    own = dict(folder="medquad", scheme="titles", length=16, penalty=0.5)
+    return beir_folder.made(parse_argument(argument, beir_folder.DEFAULTS | own))

@@ -81,7 +81,7 @@ def mesh() -> dict:
     return language_parts.mesh()
 
 
-def evaluation(*, beams: int = 10, results: int = 10) -> dict:
+def evaluation(*, beams: int = 10, results: int = 10, length_penalty: float = 0.0) -> dict:
     """Hits and reciprocal ranks, and the grid that BM25 is tuned over on dev."""
     stems = dict(name="index.lexical.Analyzer", stop_words="english", stemmer="porter")
     of_encoders = parts.evaluation(
@@ -96,7 +96,7 @@ def evaluation(*, beams: int = 10, results: int = 10) -> dict:
         dev_measures=("hits@10", "hits@1", "mrr@10"),
         beams=beams,
         results=results,
-        length_penalty=0.0,
+        length_penalty=length_penalty,
         batch_size=64,
         dev_queries=0,
         run_depth=results,

@@ -164,6 +164,7 @@ def test_plans(name, tpu_devices):
     assert found.fits
     assert found.unknown == ()
     if name == "atomic 8.8M":
-        table = 8_841_984 * 768 * 2
-        assert max(one.operand_bytes for one in found.sent) < table / case.chips / 10
+        part = 8_841_984 * 768 * 2 / case.chips
+        gathered = [one.operand_bytes for one in found.sent if one.kind == "all-gather"]
+        assert max(gathered) < part / 10
     assert found.best_utilization > 0.05

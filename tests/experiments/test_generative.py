@@ -1,6 +1,7 @@
 """A generative retriever from config to figures: trained, stopped and resumed, evaluated, searched; documents
 added to it; errors."""
 
+import dataclasses
 import json
 import sys
 
@@ -19,6 +20,7 @@ from generative_retrieval.docids import Docids
 from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
+from training.task import TrainState
 
 WORDS = [f"{a}{b}{c}" for a in "bdgkpt" for b in "aeiou" for c in "lmnrs"]
 DOCUMENTS, LATER = 24, 6
@@ -233,6 +235,18 @@ def test_rows_of_a_batch_are_replayed_as_the_config_says(extended, folder, run_d
     made["schedule"]["best_measure"] = "dev/hits@4"
     examples, weights = Experiment(made, extended).examples()
     assert (list(examples), weights) == (["first_tokens (added)"], [1.0])
+
+
+@pytest.mark.slow
+def test_a_part_of_dev_has_queries_for_both_kinds_of_documents(extended, monkeypatch):
+    experiment = run_dirs.reopen(extended)
+    experiment.evaluation = dataclasses.replace(experiment.evaluation, dev_queries=2)
+    searched = []
+    found = lambda variables, query_ids, table, title: searched.extend(query_ids) or {}
+    monkeypatch.setattr(experiment, "search", found)
+    state = TrainState(step=0, params={"model": {}}, state={}, opt_state=())
+    dict(experiment.dev_evaluator()(state))
+    assert searched == ["dev0", "dev1", f"dev{DOCUMENTS}", f"dev{DOCUMENTS + 1}"]
 
 
 def test_documents_without_queries_stand_for_themselves_on_dev(run_dir, folder, tmp_path):

@@ -11,10 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eval import results
+from experiments import settings
 from experiments.cli import UsageError
+from experiments.generative_settings import Docids, Evaluation, Indexing
 from experiments.reproduce import generative_cells, generative_scaling, runs
 from experiments.reproduce.clock import Clock
 from experiments.reproduce.generative_cells import Found, Sizes
+from training.build import build, fill
 
 SIZES = Sizes(minutes=None, steps=500, workers=2)
 QUERIES = [f"q{i}" for i in range(100)]
@@ -127,6 +130,22 @@ def test_cells_change_one_thing_and_come_after_what_they_need():
             key for key in {*base.fields, *cell.fields} if base.fields.get(key) != cell.fields.get(key)
         ]
         assert len(changed) + (cell.corpus != "4k") <= (2 if cell.name.startswith("labeled") else 1)
+
+
+@pytest.mark.parametrize("cell", generative_cells.cells(SIZES), ids=lambda cell: cell.name)
+def test_the_config_of_a_cell_describes_things_that_exist(cell):
+    given = {**SIZES.common, "documents": SIZES.corpora[cell.corpus], **cell.fields}
+    if "generated" in given.get("data", ""):
+        given["generated"] = "queries.jsonl"
+    if cell.vectors:
+        given["vectors"] = "runs/dual"
+    config = runs.load(generative_cells.config_of(cell), given)
+    json.dumps(config)
+    build(config["task"])
+    if not cell.dual:
+        fill(Docids, build(config["docids"]), "docids")
+        fill(Indexing, build(config["indexing"]), "indexing")
+        settings.evaluation(config["evaluation"], "evaluation", Evaluation)
 
 
 def test_operations_of_a_step():
