@@ -53,6 +53,7 @@ setup(
             "retrievax-cost=experiments.cost:main",
             "retrievax-plan=experiments.plan:main",
             "retrievax-docids=experiments.docids:main",
+            "retrievax-split-collection=experiments.split_collection:main",
             "retrievax-sample=experiments.sample:main",
             "retrievax-generate-queries=experiments.generate_queries:main",
             "retrievax-rerank=experiments.rerank:main",

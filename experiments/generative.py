@@ -286,6 +286,7 @@ class Experiment:
             beams=of.beams,
             results=of.results + of.drop_same_id,
             length_penalty=of.length_penalty,
+            search=of.search,
             allow_batch_dependence=True,  # what is evaluated says so, see opening.warn_of_leaks
         )
         return Retriever(self.task.model, self.docids, **(given | changed))

@@ -93,6 +93,7 @@ class Searcher:
             beams=max(evaluation.beams, k) if beams is None else beams,
             results=k,
             length_penalty=evaluation.length_penalty,
+            search=evaluation.search,
             allow_batch_dependence=allow_batch_dependence,
         )
         live_N = live(dataset.doc_ids, only, without)

@@ -9,6 +9,7 @@ import numpy as np
 
 from eval import measures
 from experiments import settings
+from generative_retrieval import beam
 from generative_retrieval.docids import Scheme
 from generative_retrieval.indexing import Examples, Source
 
@@ -104,6 +105,7 @@ class Evaluation(settings.Evaluation):
       beams: ids that are spelled at a time, of each query.
       results: documents that a query finds.
       length_penalty: see generative_retrieval.beam.search.
+      search: how, such as generative_retrieval.diverse.search with its groups and penalty.
       batch_size: queries that are searched at a time.
       dev_queries: of the dev split, the first so many are searched during training; 0 for all. Where
         documents were added, so many of the queries for them, and of the others.
@@ -112,6 +114,7 @@ class Evaluation(settings.Evaluation):
     beams: int = 10
     results: int = 10
     length_penalty: float = 0.0
+    search: Callable[..., beam.Found] = beam.search
     batch_size: int = 64
     dev_queries: int = 0
 
@@ -121,6 +124,10 @@ class Evaluation(settings.Evaluation):
             _check_least(self, field, least)
         if not 0 <= self.length_penalty < float("inf"):
             raise ValueError(f"length_penalty is {self.length_penalty}; allowed: 0 or more")
+        if not callable(self.search):
+            raise ValueError(
+                f"search is {self.search!r}; allowed: a function such as generative_retrieval.beam.search"
+            )
         for name in (*self.measures, *self.dev_measures):
             if (measures.depth(name) or 0) > self.results:
                 raise ValueError(f"results is {self.results}; {name} needs {measures.depth(name)} or more")

@@ -7,6 +7,7 @@ Letters: Q queries, B of a batch, L length, N documents, S subsets of them, n re
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,6 +39,8 @@ class Retriever:
       batch_size: queries at a time; rounded up so that the mesh and the groups of sparse layers divide them.
       length: tokens that queries are cut to.
       beams, results, length_penalty: see `beam.search`.
+      search: how: `beam.search`, or another function of the same arguments, such as `diverse.search` with its
+        own ones given.
       allow_batch_dependence: whether what a query finds may depend on those that it is searched with, see
         `moe.leakage`.
 
@@ -58,6 +61,7 @@ class Retriever:
         beams: int,
         results: int,
         length_penalty: float = 0.0,
+        search: Callable[..., beam.Found] = beam.search,
         allow_batch_dependence: bool = False,
     ):
         if batch_size < 1:
@@ -75,15 +79,15 @@ class Retriever:
         built = trie.build(docids.symbols_NT, docids.size)
         self._trie = meshes.replicate(built, mesh)
 
-        def search(variables: Any, of: trie.Trie, live: trie.Live | None, batch: Any) -> beam.Found:
+        def found(variables: Any, of: trie.Trie, live: trie.Live | None, batch: Any) -> beam.Found:
             spelling = speller.of(model, variables, batch, allow_batch_dependence=allow_batch_dependence)
-            return beam.search(
+            return search(
                 spelling, of, beams=beams, results=results, live=live, length_penalty=length_penalty
             )
 
         # Whole on every device, so that every process has all rows.
         self._search = jax.jit(
-            constrained(search, mesh, layout.activations, all_used=False),
+            constrained(found, mesh, layout.activations, all_used=False),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )
 

@@ -97,6 +97,7 @@ def evaluation(*, beams: int = 10, results: int = 10, length_penalty: float = 0.
         beams=beams,
         results=results,
         length_penalty=length_penalty,
+        search=dict(name="generative_retrieval.beam.search"),
         batch_size=64,
         dev_queries=0,
         run_depth=results,

@@ -76,6 +76,24 @@ def test_every_query_finds_what_scores_of_all_ids_say(held):
         np.testing.assert_allclose(scores_Qn[query], expected_QN[query][order], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_another_search_is_named_by_a_config(held):
+    model, variables, table = held
+    named = build(dict(name="generative_retrieval.diverse.search", groups=3, penalty=2.0))
+    plain, diverse = (
+        retriever(model, beams=6, **given)(variables, table) for given in ({}, dict(search=named))
+    )
+    for query, length in enumerate(LENGTHS):
+        scores = dict(zip(plain[1][query].tolist(), plain[0][query].tolist(), strict=True))
+        found = [row for row in diverse[1][query].tolist() if row >= 0]
+        assert len(set(found)) == len(found)
+        assert bool(found) == bool(length)
+        expected = [scores[row] for row in found]
+        np.testing.assert_allclose(diverse[0][query][: len(found)], expected, rtol=1e-5)
+    assert (plain[1] != diverse[1]).any()
+
+
+@pytest.mark.slow
 def test_eight_devices_find_what_one_does(held):
     model, variables, table = held
     one, eight = retriever(model)(variables, table), retriever(model, devices=8)(variables, table)
