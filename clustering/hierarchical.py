@@ -1,16 +1,18 @@
-"""Hierarchical k-means: documents get codes such that neighbors share the beginnings of their codes.
+"""Hierarchical k-means: vectors get paths in a tree such that neighbors share the beginnings of their paths.
 
-All vectors are split into k clusters, every cluster of more than `leaf_size` is split again, and so on; the
-members of a cluster that is not split are numbered. A code is the path of clusters and, at the end, the
-number (Tay et al., 2022, "Transformer Memory as a Differentiable Search Index", algorithm 1; Wang et al.,
-2022, "A Neural Corpus Indexer for Document Retrieval"). Members are numbered in the order of their rows.
+All vectors are split into k clusters, every cluster of more than `leaf_size` is split again, and so on (Tay
+et al., 2022, "Transformer Memory as a Differentiable Search Index", algorithm 1; Wang et al., 2022, "A Neural
+Corpus Indexer for Document Retrieval").
 
 The tree is built a level at a time. Small clusters are split many at once (`groups`), large ones one after
 another with their vectors in blocks (`kmeans`), so that of the whole corpus only rows and symbols are held.
 A cluster that k-means cannot split, since its vectors are equal, is cut into k even runs of its rows.
 
-Letters: N vectors, D width, K clusters of a split, I inner nodes, J inner nodes of a level, T symbols of the
-longest code, R rows of a step, U nodes of a step.
+Splits may be balanced (`balanced`): then all clusters of a level have the same size, or sizes that differ by
+one, paths differ in length by one at most, and a cluster is split by itself, which takes longer.
+
+Letters: N vectors, D width, K clusters of a split, I inner nodes, J inner nodes of a level, T steps of the
+longest path, R rows of a step, U nodes of a step.
 """
 
 import dataclasses
@@ -21,10 +23,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
+from clustering import balanced as even
 from clustering import groups, kmeans, seeding
 from clustering import rows as reading
 from clustering.rows import Rows, Seed
 
+_ITERATIONS, _TOLERANCE = 25, 1e-3  # of k-means, as in `kmeans.fit`
 # A cluster of more is split by itself, in blocks; smaller ones share a stack of so many rows a device.
 _STACK = 1 << 14
 _SLOTS = (256, 1024, 4096, _STACK)  # of a group in a stack; few sizes, for each is compiled
@@ -39,45 +43,26 @@ class Tree:
 
     Attributes:
       centroids_IKD: float32, of the clusters that each inner node is split into. Those of a node whose
-        vectors were equal, and were cut by rows, are all the same.
+        vectors were equal, and were cut by rows, are all the same; so are that of the first and those of the
+        empty clusters where a balanced split had fewer than K vectors.
       children_IK: int32, the inner node that splits a cluster further, or -1 where none does.
-      members_IK: int32, how many vectors each cluster had when the tree was built.
-      leaf_size: clusters of more were split.
     """
 
     centroids_IKD: np.ndarray
     children_IK: np.ndarray
-    members_IK: np.ndarray
-    leaf_size: int
 
 
-class Codes(NamedTuple):
+class Fitted(NamedTuple):
     """The result of `fit`.
 
     Attributes:
-      symbols_NT: int32: the path, then the number within the last cluster, then -1.
-      lengths_N: int32, symbols of each code, 1 or more.
+      paths_NT: int32: the clusters of each vector from the root down, then -1; T is 0 where the root is not
+        split.
       tree: the splits.
     """
 
-    symbols_NT: np.ndarray
-    lengths_N: np.ndarray
+    paths_NT: np.ndarray
     tree: Tree
-
-
-class Paths(NamedTuple):
-    """The result of `descend`.
-
-    Attributes:
-      symbols_NT: int32: the clusters from the root down, then -1.
-      lengths_N: int32, steps of each path; 0 where the root is not split.
-      leaf_N: int32, the last cluster: inner node * K + cluster, a place in `tree.members_IK.ravel()`; -1
-        where the root is not split.
-    """
-
-    symbols_NT: np.ndarray
-    lengths_N: np.ndarray
-    leaf_N: np.ndarray
 
 
 def fit(
@@ -85,21 +70,18 @@ def fit(
     k: int,
     leaf_size: int,
     *,
+    balanced: bool = False,
     seed: Seed = 0,
-    iterations: int = 25,
-    tolerance: float = 1e-3,
     sharding: NamedSharding | None = None,
-) -> Codes:
-    """Splits vectors into a tree and gives each its code; all codes differ, and none begins another.
-
-    Symbols of paths are below k, numbers below `leaf_size`.
+) -> Fitted:
+    """Splits vectors into a tree, and says which way each went.
 
     Args:
       vectors: floating point [N, D], or a sequence of blocks, see `rows.Rows`.
       k: clusters of a split, 2 or more.
       leaf_size: members that a cluster which is not split has at most.
+      balanced: clusters of a split have the same number of vectors, or numbers that differ by one.
       seed: an int, 0 or more, or several, or a key of jax.random.
-      iterations, tolerance: of k-means, as in `kmeans.fit`.
       sharding: of the rows of a block over a mesh, such as `training.mesh.batch_sharding(mesh)`.
 
     Raises:
@@ -108,29 +90,19 @@ def fit(
     rows = Rows(vectors)
     reading.check_count("k", k, 2)
     reading.check_count("leaf_size", leaf_size)
-    reading.check_count("iterations", iterations, 0)
-    reading.check_count("tolerance", tolerance, 0)
-    N, seed = len(rows), reading.numbers(seed)
-    leaf_N, columns = np.full(N, -1, np.int32), []
-    centroids, children, members = (
-        [np.zeros((0, k, rows.width), np.float32)],
-        [np.zeros((0, k), np.int32)],
-        [],
-    )
+    N, seed, split = len(rows), reading.seed_numbers(seed), _split_evenly if balanced else _split
+    columns, centroids = [], [np.zeros((0, k, rows.width), np.float32)]
+    children = [np.zeros((0, k), np.int32)]
     # Of the nodes to split now: their rows, those of a node together and in order, and how many each has.
     open_rows, sizes_J = (np.arange(N), np.array([N])) if leaf_size < N else (np.arange(0), np.arange(0))
     node = 0
     while len(sizes_J):
         J = len(sizes_J)
-        centroids_JKD = _split(rows, open_rows, sizes_J, (seed, node), k, iterations, tolerance, sharding)
-        of_row = np.repeat(np.arange(J), sizes_J)
-        cluster = _nearest_clusters(rows, open_rows, of_row, centroids_JKD, sharding)
-        cluster = _cut_equal(cluster, of_row, sizes_J, centroids_JKD)
-        child = of_row * k + cluster
+        centroids_JKD, cluster = split(rows, open_rows, sizes_J, (seed, node), k, sharding)
+        child = np.repeat(np.arange(J), sizes_J) * k + cluster
         members_JK = np.bincount(child, minlength=J * k).reshape(J, k)
         columns.append(np.full(N, -1, np.int32))
         columns[-1][open_rows] = cluster
-        leaf_N[open_rows] = node * k + child
 
         goes_on = members_JK.ravel() > leaf_size
         next_node = node + J
@@ -138,33 +110,29 @@ def fit(
             np.where(goes_on, next_node + np.cumsum(goes_on) - 1, -1).reshape(J, k).astype(np.int32)
         )
         centroids.append(centroids_JKD)
-        members.append(members_JK.astype(np.int32))
         by_child = np.argsort(child, kind="stable")
         open_rows = open_rows[by_child[goes_on[child[by_child]]]]
         sizes_J, node = members_JK.ravel()[goes_on], next_node
-    tree = Tree(
-        np.concatenate(centroids),
-        np.concatenate(children),
-        np.concatenate([children[0], *members]),
-        leaf_size,
-    )
-    return _codes(columns, leaf_N, tree)
+    return Fitted(_paths(columns, N), Tree(np.concatenate(centroids), np.concatenate(children)))
 
 
-def descend(tree: Tree, vectors, *, sharding: NamedSharding | None = None) -> Paths:
+def descend(tree: Tree, vectors, *, sharding: NamedSharding | None = None) -> np.ndarray:
     """Finds the way of each vector, to the nearest cluster at each node, ties to the lower one.
 
     The vectors that the tree was built from come to where they are, but for those of nodes that were cut by
-    rows. `sharding` is that of the rows of a block over a mesh.
+    rows, or balanced. `sharding` is that of the rows of a block over a mesh.
+
+    Returns:
+      int32 [N, T]: the clusters from the root down, then -1.
 
     Raises:
       ValueError: `vectors` is malformed, not finite, or not as wide as the tree's.
     """
     rows = Rows(vectors)
-    _, K, width = tree.centroids_IKD.shape
+    width = tree.centroids_IKD.shape[2]
     if rows.width != width:
         raise ValueError(f"vectors are {rows.width} wide; allowed: {width}, the width of the tree")
-    leaf_N, columns = np.full(len(rows), -1, np.int32), []
+    columns = []
     at_N = np.full(len(rows), 0 if len(tree.children_IK) else -1, np.int32)
     while (at_N >= 0).any():
         open_rows = np.flatnonzero(at_N >= 0)
@@ -173,36 +141,62 @@ def descend(tree: Tree, vectors, *, sharding: NamedSharding | None = None) -> Pa
         cluster = _nearest_clusters(rows, open_rows, of_row, tree.centroids_IKD, sharding)
         columns.append(np.full(len(rows), -1, np.int32))
         columns[-1][open_rows] = cluster
-        leaf_N[open_rows] = of_row * K + cluster
         at_N[open_rows] = tree.children_IK[of_row, cluster]
-    symbols_NT = np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.int32)
-    return Paths(symbols_NT, (symbols_NT >= 0).sum(axis=1, dtype=np.int32), leaf_N)
+    return _paths(columns, len(rows))
 
 
-def _codes(columns: list[np.ndarray], leaf_N: np.ndarray, tree: Tree) -> Codes:
-    """Writes behind each path the number of the row among those of its cluster."""
-    N = len(leaf_N)
-    symbols_NT = np.stack([*columns, np.full(N, -1, np.int32)], axis=1)
-    steps_N = (symbols_NT >= 0).sum(axis=1, dtype=np.int32)
-    by_leaf = np.argsort(leaf_N, kind="stable")
-    first = np.flatnonzero(np.diff(leaf_N[by_leaf], prepend=-2))
-    numbers = np.arange(N) - np.repeat(first, np.diff(first, append=N))
-    symbols_NT[by_leaf, steps_N[by_leaf]] = numbers
-    return Codes(symbols_NT, steps_N + 1, tree)
+def _paths(columns: list[np.ndarray], count: int) -> np.ndarray:
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.int32)
 
 
-def _split(rows, open_rows, sizes_J, seed_and_node, k, iterations, tolerance, sharding) -> np.ndarray:
-    """Returns the centroids [J, K, D] of the clusters of each node; node j's draws come from its number."""
+def _split(rows, open_rows, sizes_J, seed_and_node, k, sharding) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the centroids [J, K, D] of the clusters of each node, and the cluster of each open row.
+
+    Node j's draws come from its number.
+    """
+    centroids_JKD = _centroids(rows, open_rows, sizes_J, seed_and_node, k, sharding)
+    of_row = np.repeat(np.arange(len(sizes_J)), sizes_J)
+    cluster = _nearest_clusters(rows, open_rows, of_row, centroids_JKD, sharding)
+    return centroids_JKD, _cut_equal(cluster, of_row, sizes_J, centroids_JKD)
+
+
+def _split_evenly(rows, open_rows, sizes_J, seed_and_node, k, sharding) -> tuple[np.ndarray, np.ndarray]:
+    """As `_split`; a node of fewer than K vectors has clusters of one, and empty ones behind them."""
     seed, node = seed_and_node
     ends_J = np.cumsum(sizes_J)
     centroids_JKD = np.empty((len(sizes_J), k, rows.width), np.float32)
-    bar = tqdm(
+    cluster = np.empty(len(open_rows), np.int64)
+    bar = _progress(sizes_J)
+    for j, size in enumerate(sizes_J):
+        where, few = slice(ends_J[j] - size, ends_J[j]), min(k, int(size))
+        found = even.fit(rows.subset(open_rows[where]), few, seed=(*seed, node + j), sharding=sharding)
+        centroids_JKD[j] = found.centroids_KD[0]  # a tie goes to the lower: nothing comes to an empty one
+        centroids_JKD[j, :few], cluster[where] = found.centroids_KD, found.cluster_N
+        bar.update(int(size))
+    bar.close()
+    return centroids_JKD, cluster
+
+
+def _progress(sizes_J: np.ndarray) -> tqdm:
+    return tqdm(
         total=int(sizes_J.sum()), desc=f"splitting {len(sizes_J)} clusters", unit=" rows", disable=None
     )
+
+
+def _centroids(rows, open_rows, sizes_J, seed_and_node, k, sharding) -> np.ndarray:
+    seed, node = seed_and_node
+    ends_J = np.cumsum(sizes_J)
+    centroids_JKD = np.empty((len(sizes_J), k, rows.width), np.float32)
+    bar = _progress(sizes_J)
     for j in np.flatnonzero(sizes_J > _STACK):
         own = rows.subset(open_rows[ends_J[j] - sizes_J[j] : ends_J[j]])
         found = kmeans.fit(
-            own, k, seed=(*seed, node + int(j)), iterations=iterations, tolerance=tolerance, sharding=sharding
+            own,
+            k,
+            seed=(*seed, node + int(j)),
+            iterations=_ITERATIONS,
+            tolerance=_TOLERANCE,
+            sharding=sharding,
         )
         centroids_JKD[j] = found.centroids_KD
         bar.update(int(sizes_J[j]))
@@ -222,7 +216,7 @@ def _split(rows, open_rows, sizes_J, seed_and_node, k, iterations, tolerance, sh
             draws_GKL = np.stack([seeding.draws(reading.generator(seed, node + int(j)), k) for j in js])
             draws_GKL = reading.padded(draws_GKL, height)
             placed = (reading.placed(each, sharding) for each in (x_GSD, counts, draws_GKL))
-            found_GKD = run(*placed, iterations, tolerance)
+            found_GKD = run(*placed, _ITERATIONS, _TOLERANCE)
             centroids_JKD[js] = np.asarray(found_GKD)[: len(js)]
             bar.update(len(chosen))
     bar.close()

@@ -75,7 +75,7 @@ def fit(
     reading.check_count("iterations", iterations, 0)
     reading.check_count("restarts", restarts)
     reading.check_count("tolerance", tolerance, 0)
-    seed = reading.numbers(seed)
+    seed = reading.seed_numbers(seed)
     # A block that holds all is put on the device once.
     size = reading.block_size(len(rows), k, sharding)
     held = list(rows.blocks(size, sharding)) if len(rows) <= size else None

@@ -94,7 +94,7 @@ def fit(
     if rows.width % parts:
         raise ValueError(f"parts is {parts}; allowed: divisors of {rows.width}, the width of the vectors")
     sample = coding.checked_sample(sample, k, len(rows))
-    seed = reading.numbers(seed)
+    seed = reading.seed_numbers(seed)
     x_NMC = rows.sample(sample, reading.generator(seed, parts)).reshape(-1, parts, rows.width // parts)
     found = [
         kmeans.fit(

@@ -103,7 +103,7 @@ def fit(
     reading.check_count("steps", steps)
     reading.check_count("beam", beam)
     sample = coding.checked_sample(sample, k, len(rows))
-    seed = reading.numbers(seed)
+    seed = reading.seed_numbers(seed)
     own = Rows(rows.sample(sample, reading.generator(seed, steps)))
     codebooks = np.zeros((0, k, rows.width), np.float32)
     for step in range(steps):

@@ -138,7 +138,7 @@ def parts(sharding: NamedSharding | None) -> int:
     return int(np.prod([sharding.mesh.shape[name] for name in names], dtype=int))
 
 
-def numbers(seed: Seed) -> tuple[int, ...]:
+def seed_numbers(seed: Seed) -> tuple[int, ...]:
     """Returns the numbers that a seed stands for; with more behind them they make seeds of their own.
 
     Raises:
@@ -155,7 +155,7 @@ def numbers(seed: Seed) -> tuple[int, ...]:
 
 def generator(*seeds: Seed) -> np.random.Generator:
     """Returns the generator of these seeds together; random numbers are drawn on the host."""
-    return np.random.default_rng([number for seed in seeds for number in numbers(seed)])
+    return np.random.default_rng([number for seed in seeds for number in seed_numbers(seed)])
 
 
 def check_count(name: str, value: int, least: int = 1, most: int | None = None) -> None:

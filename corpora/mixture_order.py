@@ -18,9 +18,9 @@ class MixtureOrder:
 
     The rows of all batches are one sequence of blocks of `domain_rows` rows of one domain. A round has as
     many blocks as all examples make; how many of them a domain has is fixed by its weight (largest
-    remainders), and their order is shuffled in each round. A domain's examples are all seen once before any is
-    seen again. Without weights a round sees each example once, but for what is left of a domain's last block,
-    which comes first in the next round.
+    remainders), and their order is shuffled in each round. A domain's examples are all seen once before any
+    is seen again. Without weights a round sees each example once, but for what is left of a domain's last
+    block, which comes first in the next round.
 
     Args:
       sizes: examples of each domain, which are numbered in this order.
@@ -50,6 +50,12 @@ class MixtureOrder:
         self._first = np.cumsum([0, *sizes])[:-1]
         blocks = np.asarray(sizes) // domain_rows
         self._blocks = blocks if weights is None else apportioned(int(blocks.sum()), weights)
+        for domain, size in enumerate(self._blocks):
+            if not size and (weights is None or weights[domain] > 0):
+                raise ValueError(
+                    f"weights has {weights[domain]} for domain {domain}, of {sum(weights)}; allowed: enough for "
+                    f"one of the {int(self._blocks.sum())} blocks of a round, or 0"
+                )
         self._round = functools.lru_cache(maxsize=2)(self._shuffled)
 
     @property

@@ -6,7 +6,6 @@ each gets all vectors.
 Letters: N texts, B batch, L length, D width.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from dual_encoder.task import Contrastive, smallest_batch
 from dual_encoder.towers import DualEncoder
 from moe import leakage
 from training import mesh as meshes
+from training import trained
 from training.activations import constrained
-from training.checkpoints import read_best
 from training.progress import Progress
 
 # Positions computed at a time by a stack of layers, padding included: on a CPU so few that its
@@ -62,10 +61,7 @@ class Encoder:
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
         parts = meshes.batch_parts(self._mesh)
         self._multiple = parts * leakage.group_rows(model)
-        # Each device serves its own groups; one of the whole batch has to be left to the compiler.
-        layers = [layer for layer, _ in leakage.of(model).values()]
-        whole = any(getattr(layer, "group_rows", 1) is None for layer in layers)
-        self._in_force = contextlib.nullcontext if whole else lambda: jax.set_mesh(self._mesh)
+        self._model = model
         self._positions = _POSITIONS_CPU if on_cpu else _POSITIONS * parts
         self._query = _Side(model, model.query, model.encode_query, self._mesh, activations)
         self._document = _Side(model, model.document, model.encode_document, self._mesh, activations)
@@ -131,7 +127,7 @@ class Encoder:
             padded_B = np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1)
             held = meshes.held_rows(size, self._mesh)
             batch = meshes.shard_batch(table.rectangle(padded_B[held], length), self._mesh, whole=False)
-            with self._in_force():
+            with leakage.in_force(self._model, self._mesh):
                 encoded_BD = np.asarray(side.encode(variables, batch))
             if vectors_ND is None:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
@@ -176,7 +172,5 @@ def best_variables(run_dir: str | Path, task: Contrastive) -> tuple[int, Any]:
     Raises:
       CheckpointError: there is none, or it does not fit the model.
     """
-    params, state = jax.eval_shape(lambda: task.init(jax.random.key(0), smallest_batch(task.model)))
-    params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
-    step, params, state = read_best(Path(run_dir) / "checkpoints", params, state)
+    step, params, state = trained.on_host(run_dir, task, smallest_batch(task.model))
     return step, jax.device_get(task.variables(params, state))

@@ -79,27 +79,14 @@ class Retriever:
         if not (folder / _MANIFEST).is_file() or not (folder / _VECTORS).is_dir():
             raise DataError(f"{run_dir} has no index; run python -m experiments.evaluate --workdir={run_dir}")
         manifest = json.loads((folder / _MANIFEST).read_text())
-        config = json.loads((run_dir / "config.json").read_text())
-        trained = Trained.load(
+        trained, store = load_indexed(
             run_dir,
-            config,
             batch_size=1,
             devices=jax.local_devices()[:1],
             allow_batch_dependence=allow_batch_dependence,
         )
-        differing = vectors.differences(folder / _VECTORS, trained.identity())
-        if differing:
-            raise DataError(
-                f"{run_dir} was indexed with another checkpoint than its best one now ({differing[0]}); "
-                f"run python -m experiments.evaluate --workdir={run_dir}"
-            )
-        return cls(
-            _open(manifest, config, run_dir),
-            trained,
-            vectors.VectorStore.open(folder / _VECTORS),
-            lexical.BM25.load(folder / _BM25),
-            manifest["weight"],
-        )
+        dataset = _open(manifest, _config(run_dir), run_dir)
+        return cls(dataset, trained, store, lexical.BM25.load(folder / _BM25), manifest["weight"])
 
     def search(self, query: str, k: int = 10, system: str = "hybrid") -> list[Hit]:
         """Returns the k best documents of a query, best first; fewer where fewer match.
@@ -150,6 +137,34 @@ def vectors_folder(run_dir: str | Path) -> Path:
     return Path(run_dir) / "index" / _VECTORS
 
 
+def load_indexed(
+    run_dir: str | Path, *, texts_hash: str | None = None, **options: Any
+) -> tuple[Trained, vectors.VectorStore]:
+    """Returns a run's dual encoder, and the vectors of its documents, which are of the same checkpoint.
+
+    Args:
+      run_dir: a trained and evaluated run.
+      texts_hash: `corpus_hash` of the documents that the vectors must be of; None for any.
+      **options: of `Trained.load`.
+
+    Raises:
+      DataError: there is no such run, or it has no vectors; or they are of another checkpoint than its best
+        one now, or of other documents.
+      CheckpointError, DependenceError: see `Trained.load`.
+    """
+    trained, folder = Trained.load(run_dir, _config(run_dir), **options), vectors_folder(run_dir)
+    about = trained.identity() | ({} if texts_hash is None else {"texts_hash": texts_hash})
+    differing = vectors.differences(folder, about)
+    if differing:
+        of_texts = differing[0].startswith("texts_hash")
+        other = "other documents than these" if of_texts else "another checkpoint than its best one now"
+        raise DataError(
+            f"{run_dir} was indexed with {other} ({differing[0]}); "
+            f"run python -m experiments.evaluate --workdir={run_dir}"
+        )
+    return trained, vectors.VectorStore.open(folder)
+
+
 def save(run_dir: str | Path, dataset: Dataset, bm25: lexical.BM25, weight: float) -> None:
     """Completes a run's `index/`, once its vectors are there; the manifest comes last, so that all is."""
     folder = Path(run_dir) / "index"
@@ -157,6 +172,14 @@ def save(run_dir: str | Path, dataset: Dataset, bm25: lexical.BM25, weight: floa
     bm25.save(folder / _BM25)
     manifest = {"data": str(dataset.folder), "corpus_hash": dataset.corpus_hash, "weight": weight}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _config(run_dir: str | Path) -> dict[str, Any]:
+    file = Path(run_dir) / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"no run in {run_dir}: {file}: {error}") from None
 
 
 def _open(manifest: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> Dataset:

@@ -21,7 +21,7 @@ from dual_encoder import task as tasks
 from dual_encoder.encoding import Encoder, best_variables
 from moe import leakage
 from training import files
-from training.build import build, fill
+from training.build import SpecError, build, fill
 from training.mesh import data_mesh
 
 
@@ -66,10 +66,10 @@ class Trained:
 
         Raises:
           CheckpointError: the run has no checkpoint.
-          SpecError: the config names what is not there.
+          SpecError: the config names what is not there, or is of another family.
           DependenceError: vectors depend on the batch, and it is not allowed.
         """
-        task = build(config["task"], "config.task")
+        task = task_of(config)
         if not allow_batch_dependence:
             leakage.refuse_batch(task.model, "encode", "allow_batch_dependence (--allow_batch_dependence)")
         text = fill(TextSettings, config["text"], "config.text")
@@ -130,6 +130,17 @@ class Trained:
             "tokenizer": files.digest(self.tokenizer_file),
             "text": dataclasses.asdict(self.text),
         }
+
+
+def task_of(config: Mapping[str, Any]) -> tasks.Contrastive:
+    """Builds the Task of a run's config. Raises SpecError where it is no dual encoder's."""
+    task = build(config.get("task"), "config.task")
+    if not isinstance(task, tasks.Contrastive):
+        raise SpecError(
+            f"the run is of {config.get('family')}; allowed: a run of a dual encoder, whose task is "
+            "dual_encoder.task.Contrastive"
+        )
+    return task
 
 
 def digest(params: Any) -> str:

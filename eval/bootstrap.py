@@ -1,7 +1,8 @@
 """What would other queries have said? Means over queries that are drawn anew, the same ones for all systems.
 
-Efron (1979), "Bootstrap Methods: Another Look at the Jackknife"; of retrieval measures Sakai (2006), "Evaluating
-Evaluation Metrics Based on the Bootstrap". The queries alone are drawn: it says nothing of other seeds of training.
+Efron (1979), "Bootstrap Methods: Another Look at the Jackknife"; of retrieval measures Sakai (2006),
+"Evaluating Evaluation Metrics Based on the Bootstrap". The queries alone are drawn: it says nothing of other
+seeds of training.
 
 Letters: R resamples, Q queries.
 """
@@ -16,8 +17,8 @@ def means(
 ) -> dict[str, np.ndarray]:
     """Returns by system the mean of a measure over Q queries drawn with replacement, float64 [R].
 
-    Row r of all systems has the same queries. So whatever is made of several systems' means has a distribution:
-    `(of["a"] - of["b"] > 0).mean()` is the share of resamples in which a is better.
+    Row r of all systems has the same queries. So whatever is made of several systems' means has a
+    distribution: `(of["a"] - of["b"] > 0).mean()` is the share of resamples in which a is better.
 
     Args:
       systems: name -> query_id -> value of the measure.

@@ -29,9 +29,11 @@ from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from dual_encoder.encoding import Encoder
 from dual_encoder.negatives import drop_positives
+from dual_encoder.retriever import SYSTEMS, Retriever
 from eval import measures, results, runs
 from experiments import evaluation, opening, settings
 from experiments.cli import UsageError
+from experiments.searching import Searching
 from experiments.settings import deepest
 from index import exact, passages
 from training import distributed, loop, mesh, tables
@@ -46,6 +48,13 @@ _FIELDS = (
 NEGATIVES = "negatives"  # the table of mined documents, int32 [queries, M]
 
 
+def _open(
+    run_dir: str | Path, config: Mapping[str, Any], *, k: int, allow_batch_dependence: bool
+) -> Retriever:
+    del config, k  # it reads its own, and finds any number
+    return Retriever.load(run_dir, allow_batch_dependence=allow_batch_dependence)
+
+
 class Experiment:
     """A config's objects. Texts are tokenized when they are first asked for.
 
@@ -56,6 +65,8 @@ class Experiment:
     Raises:
       SpecError, UsageError, DataError: what a config names does not exist or is malformed.
     """
+
+    searching = Searching(SYSTEMS, _open)
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
         opening.check_fields(config, _FIELDS)

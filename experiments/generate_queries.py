@@ -33,9 +33,8 @@ from generative_retrieval.query_generator import TextSettings
 from generative_retrieval.query_sampling import Generator, Sampling, texts
 from generative_retrieval.task import smallest_batch
 from moe import leakage
-from training import distributed, files, mesh
+from training import distributed, files, mesh, trained
 from training.build import fill
-from training.checkpoints import read_best
 from training.progress import Progress
 
 _SHOWN = 5  # documents whose queries are printed
@@ -183,10 +182,7 @@ class Writer:
             leakage.refuse_batch(task.model, "generate", "allow_batch_dependence (--allow_batch_dependence)")
         text = fill(TextSettings, config["text"], "config.text")
         devices = mesh.data_mesh(jax.local_devices())
-        # NumPy arrays, so that each of several processes has them whole.
-        shapes = jax.eval_shape(task.init, jax.random.key(0), smallest_batch(task.model))
-        params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        step, params, state = read_best(Path(run_dir) / "checkpoints", params, state)
+        step, params, state = trained.on_host(run_dir, task, smallest_batch(task.model))
         variables = jax.device_get(task.variables(params, state))
         file = Path(run_dir) / TOKENIZER_FILE
         about = {
@@ -201,6 +197,7 @@ class Writer:
         generator = Generator(
             task.model,
             devices,
+            fill(mesh.Layout, config["mesh"], "config.mesh"),
             sampling,
             queries=queries,
             document_length=text.document_length,

@@ -7,8 +7,11 @@ The fields of such a config, besides those of experiments.opening:
     text        see experiments.generative_settings.Text
     docids      which ids documents have, see experiments.generative_settings.Docids
     indexing    what is mapped to them, see experiments.generative_settings.Indexing
-    batch       see experiments.generative_settings.Batch
-    task        spec of the Task, such as generative_retrieval.task.SequenceToSequence, with its model
+    batch       see experiments.settings.Rows
+    task        spec of the Task, such as generative_retrieval.task.SequenceToSequence, with its model. It may
+                have a method `batches`, see training.task.Task. A model that has also the methods of
+                dual_encoder.towers.DualEncoder is evaluated as a dual encoder besides
+    plan        optional: for programs that read no data, see experiments.generative_settings.Plan
     evaluation  see experiments.generative_settings.Evaluation
     paper       optional: what a paper reports, see experiments.collected
 """
@@ -26,13 +29,15 @@ from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from corpora.mixture_order import MixtureOrder
 from eval import measures, results, runs
-from experiments import generative_docids, generative_evaluation, opening, settings
+from experiments import generative_docids, generative_evaluation, generative_search, opening, settings
 from experiments.cli import UsageError
-from experiments.generative_settings import Batch, Docids, Evaluation, Indexing, Text
+from experiments.generative_settings import Docids, Evaluation, Indexing, Text
+from experiments.live_documents import live
+from experiments.settings import Rows
 from generative_retrieval import docids as ids
 from generative_retrieval import indexing
+from generative_retrieval.batch_search import BatchSearch
 from generative_retrieval.indexing import Examples, Source
-from generative_retrieval.retriever import Retriever
 from training import distributed, loop, mesh
 from training.build import build, fill
 from training.profiling import Profile
@@ -47,6 +52,8 @@ FIELDS = (
 class Experiment:
     """A config's objects. Texts are tokenized, and documents given ids, when they are first asked for.
 
+    Documents that config.docids.removed names are never found.
+
     Args:
       config: as a plain dict.
       run_dir: where the tokenizer, docids, checkpoints and results go.
@@ -54,6 +61,8 @@ class Experiment:
     Raises:
       SpecError, UsageError, DataError: what a config names does not exist or is malformed.
     """
+
+    searching = generative_search.SEARCHING
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
         opening.check_fields(config, FIELDS)
@@ -73,7 +82,7 @@ class Experiment:
                 f"config.indexing.replay is {self.indexing.replay}; allowed: 0, as config.docids.extends is "
                 "''"
             )
-        self.batch = fill(Batch, config["batch"], "config.batch")
+        self.batch = fill(Rows, config["batch"], "config.batch")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation", Evaluation)
         self.training = opening.training(
             config,
@@ -92,6 +101,7 @@ class Experiment:
         print(self.dataset.summary(), flush=True)
         for split in (self.evaluation.train_split, self.evaluation.dev_split, self.evaluation.test_split):
             self.dataset.split(split)
+        self.live_N = live(self.dataset.doc_ids, removed=self.docids_spec.removed)
 
     @functools.cached_property
     def pairs(self) -> batches.Pairs:
@@ -270,11 +280,11 @@ class Experiment:
         return {f"beginning of {d.doc_id}": (d.doc_id, f"{d.title} {d.text}") for d in read}
 
     @functools.cached_property
-    def retriever(self) -> Retriever:
+    def retriever(self) -> BatchSearch:
         """Searches as the config's `evaluation` says."""
         return self.make_retriever()
 
-    def make_retriever(self, **changed: Any) -> Retriever:
+    def make_retriever(self, **changed: Any) -> BatchSearch:
         """Returns a retriever with other settings than those of the config; on its mesh, unless another is
         given."""
         of = self.evaluation
@@ -289,7 +299,7 @@ class Experiment:
             search=of.search,
             allow_batch_dependence=True,  # what is evaluated says so, see opening.warn_of_leaks
         )
-        return Retriever(self.task.model, self.docids, **(given | changed))
+        return BatchSearch(self.task.model, self.docids, **(given | changed))
 
     def search(
         self,
@@ -301,11 +311,23 @@ class Experiment:
         title: str = "",
     ) -> measures.Run:
         """Returns what queries find with the given variables, which are on the mesh; of all documents, or of
-        those that `live_N` says, bool."""
+        those that `live_N` says, bool; never of those that were removed."""
+        if self.live_N is not None:
+            live_N = self.live_N if live_N is None else live_N & self.live_N
         found = self.retriever(variables, table, live_SN=live_N, title=title)
         return runs.from_rows(
             query_ids, self.dataset.doc_ids, *found, drop_same_id=self.evaluation.drop_same_id
         )
+
+    def without_removed(self, run: measures.Run) -> measures.Run:
+        """Returns a run of another system without the documents that were removed."""
+        if self.live_N is None:
+            return run
+        removed = {self.dataset.doc_ids[row] for row in np.flatnonzero(~self.live_N)}
+        return {
+            query_id: {doc_id: score for doc_id, score in hits.items() if doc_id not in removed}
+            for query_id, hits in run.items()
+        }
 
     def _training_texts(self) -> Iterator[str]:
         for document in self.dataset.documents:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from experiments.cli import UsageError
 from generative_retrieval.docids import Docids, DocidsError, Documents
 from generative_retrieval.trained import DOCIDS_FILE
-from training import distributed
+from training import distributed, mesh
 
 if TYPE_CHECKING:
     from experiments.generative import Experiment
@@ -27,18 +29,26 @@ def of(experiment: Experiment) -> Docids:
     """Returns the docids of a run; the first process gives them where they are not there yet.
 
     Raises:
-      UsageError: they are of other documents, or the model has no room for their symbols.
+      UsageError: they are of other documents, or the model has no room for them or for their symbols.
+      DataError: the model is to begin with what is of other documents.
       SpecError: the scheme refuses its settings.
     """
-    run_dir, doc_ids = experiment.run_dir, experiment.dataset.doc_ids
+    run_dir, doc_ids, model = experiment.run_dir, experiment.dataset.doc_ids, experiment.task.model
     with distributed.leader_first("giving documents their ids"):
         if not (run_dir / DOCIDS_FILE).exists():
+            if hasattr(model, "check"):
+                model.check(doc_ids)
             made = _give(experiment)
             about = json.dumps(_of_documents(doc_ids) | summary(made), indent=1)
             (run_dir / ABOUT_FILE).write_text(about + "\n")
             made.save(run_dir / DOCIDS_FILE)
         made = load(run_dir, doc_ids)
-    size = experiment.task.model.docid_size
+    size, documents = model.docid_size, getattr(model, "documents", len(made))
+    if documents < len(made):
+        raise UsageError(
+            f"config.task: documents of the model is {documents}, but {len(made)} have docids; allowed: "
+            f"{len(made)} or more, with as many fewer of `spare`"
+        )
     if size < made.size:
         raise UsageError(
             f"config.task: the vocab_size of the model's docid embedding is {size}, but the docids have "
@@ -121,7 +131,9 @@ def documents(experiment: Experiment) -> Documents:
     spec, dataset = experiment.docids_spec, experiment.dataset
     titles, texts = dataset.titles_and_texts()
     tokenizer = experiment.tokenizer if spec.scheme.needs_tokenizer else None
-    whole = Documents(dataset.doc_ids, titles, texts, tokenizer=tokenizer)
+    # One process gives ids, so that its own devices are all there are.
+    sharding = mesh.batch_sharding(mesh.data_mesh(jax.local_devices()))
+    whole = Documents(dataset.doc_ids, titles, texts, tokenizer=tokenizer, sharding=sharding)
     if not spec.scheme.needs_vectors:
         return whole
     fitted = earlier_documents(experiment) or len(whole)
@@ -143,7 +155,7 @@ def _give(experiment: Experiment) -> Docids:
 def _behind(whole: Documents, first: int) -> Documents:
     vectors_ND = None if whole.vectors_ND is None else whole.vectors_ND[first:]
     rest = (whole.doc_ids[first:], whole.titles[first:], whole.texts[first:])
-    return Documents(*rest, vectors_ND, whole.tokenizer)
+    return Documents(*rest, vectors_ND, whole.tokenizer, whole.sharding)
 
 
 def _load(file: Path) -> Docids:

@@ -5,12 +5,14 @@ split is read once. Writes results.json, per_query.json, runs/*.trec, tables/ an
 share the search, each on its own devices; the rest is the first one's.
 
 Where the model shares its encoder with a dual encoder, as `generative_retrieval.joint` has it, that one is a
-system too, `dense`, and `both` its fusion with `generative`.
+system too, `dense`, and `hybrid_dense` its fusion with `generative`.
 
 Where documents were added to another run's, two systems more say what the training made of it: `before`, the
 other run's model, which finds the earlier documents alone; and `ids_only`, that model with the ids of the
 added documents, which it has not been trained on. tables/added.md has queries for earlier documents and for
 added ones apart.
+
+No system finds a document that config.docids.removed names; one that is judged relevant counts as not found.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from experiments.generative import Experiment
 
 SYSTEM = "generative"
-FUSIONS = {"both": "dense", "hybrid": "bm25"}  # of the generative system with these
+FUSIONS = {"hybrid_dense": "dense", "hybrid": "bm25"}  # of the generative system with these
 
 
 def evaluate(experiment: Experiment) -> results.Results:
@@ -86,9 +88,8 @@ def _dense(experiment: Experiment, variables: Any) -> dict[str, measures.Run]:
         queries = experiment.query_tokens(list(qrels))
         depth = min(FUSION_DEPTH, len(texts))
         rows = exact.search(index, encoder.queries(variables, queries, length), depth)
-        found[name] = runs.from_rows(
-            list(qrels), experiment.dataset.doc_ids, *rows, drop_same_id=drop_same_id
-        )
+        run = runs.from_rows(list(qrels), experiment.dataset.doc_ids, *rows, drop_same_id=drop_same_id)
+        found[name] = experiment.without_removed(run)
     return found
 
 
@@ -118,7 +119,8 @@ def _evaluate(
 
     def search_bm25(index: lexical.BM25, split: str) -> measures.Run:
         rows = index.search(queries[split], depth)
-        return runs.from_rows(list(qrels[split]), dataset.doc_ids, *rows, drop_same_id=settings.drop_same_id)
+        run = runs.from_rows(list(qrels[split]), dataset.doc_ids, *rows, drop_same_id=settings.drop_same_id)
+        return experiment.without_removed(run)
 
     plain, tuned, chosen = baselines.bm25(dataset, settings, qrels["dev"], queries["dev"])
     for split, of_split in found.items():
@@ -147,7 +149,7 @@ def _evaluate(
         "beams": settings.beams,
         "bm25": chosen,
         "fusion_weight": weights["hybrid"],
-        **({"fusion_weight_with_dense": weights["both"]} if "both" in weights else {}),
+        **({"fusion_weight_dense": weights["hybrid_dense"]} if "hybrid_dense" in weights else {}),
         "wall_seconds": {
             "training": metrics.training_seconds(run_dir),
             "evaluation": round(time.monotonic() - started, 1),

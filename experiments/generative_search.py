@@ -1,7 +1,6 @@
 """A trained generative retriever, opened to search with: `experiments.search` prints what it finds."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from corpora.dataset import Dataset
 from corpora.tokenizer import TOKENIZER_FILE
 from dual_encoder.retriever import Hit
 from experiments import generative_docids, settings
-from experiments.cli import UsageError
-from experiments.generative_settings import Evaluation, Text
+from experiments.generative_settings import Docids, Evaluation, Text
+from experiments.live_documents import live
+from experiments.searching import Searching
 from generative_retrieval import trained
-from generative_retrieval.retriever import Retriever
+from generative_retrieval.batch_search import BatchSearch
 from training.build import build, fill
 from training.mesh import Layout, data_mesh
 
@@ -41,7 +41,7 @@ class Searcher:
         dataset: Dataset,
         tokenizer: tokenizers.Tokenizer,
         length: int,
-        retriever: Retriever,
+        retriever: BatchSearch,
         variables: Any,
         live_N: np.ndarray | None = None,
     ):
@@ -60,7 +60,7 @@ class Searcher:
         without: str | None = None,
         allow_batch_dependence: bool = False,
     ) -> "Searcher":
-        """Opens a run's best checkpoint.
+        """Opens a run's best checkpoint; documents that config.docids.removed names are never found.
 
         Args:
           run_dir: the run.
@@ -69,7 +69,7 @@ class Searcher:
           beams: ids that are spelled at a time; None for those of the config, or k if it is more.
           only: a file of doc ids, one a line, that may be found; None for all.
           without: a file of doc ids that may not; None for none.
-          allow_batch_dependence: see `Retriever`.
+          allow_batch_dependence: see `BatchSearch`.
 
         Raises:
           UsageError: a file is not there, names a document that is not, or leaves none to be found; or the
@@ -83,7 +83,7 @@ class Searcher:
         dataset = build(config["data"], "config.data")
         docids = generative_docids.load(run_dir, dataset.doc_ids)
         mesh, layout = data_mesh(jax.local_devices()[:1]), Layout()
-        retriever = Retriever(
+        retriever = BatchSearch(
             task.model,
             docids,
             mesh,
@@ -96,7 +96,8 @@ class Searcher:
             search=evaluation.search,
             allow_batch_dependence=allow_batch_dependence,
         )
-        live_N = live(dataset.doc_ids, only, without)
+        removed = fill(Docids, build(config["docids"], "config.docids"), "config.docids").removed
+        live_N = live(dataset.doc_ids, only=only, without=without, removed=removed)
         _, variables = trained.best(run_dir, task, mesh, layout)
         tokenizer = tokenizers.load(str(Path(run_dir) / TOKENIZER_FILE))
         return cls(dataset, tokenizer, text.length, retriever, variables, live_N)
@@ -125,37 +126,4 @@ class Searcher:
         ]
 
 
-def live(doc_ids: Sequence[str], only: str | None, without: str | None) -> np.ndarray | None:
-    """Returns which documents may be found, bool [N]; None for all.
-
-    Args:
-      doc_ids: of all documents.
-      only: a file of those that may; None for all.
-      without: a file of those that may not.
-
-    Raises:
-      UsageError: see `Searcher.load`.
-    """
-    if only is None and without is None:
-        return None
-    row_of = {doc_id: row for row, doc_id in enumerate(doc_ids)}
-    live_N = np.full(len(doc_ids), only is None)
-    if only is not None:
-        live_N[_rows(only, "--only", row_of)] = True
-    if without is not None:
-        live_N[_rows(without, "--without", row_of)] = False
-    if not live_N.any():
-        raise UsageError("--only and --without leave no document to be found")
-    return live_N
-
-
-def _rows(file: str, flag: str, row_of: Mapping[str, int]) -> list[int]:
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag}: {file}: {getattr(error, 'strerror', None) or error}") from None
-    named = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, doc_id in named:
-        if doc_id not in row_of:
-            raise UsageError(f"{flag}: {file}:{number}: the collection has no document {json.dumps(doc_id)}")
-    return [row_of[doc_id] for _, doc_id in named]
+SEARCHING = Searching((SYSTEM,), Searcher.load, options=("beams", "only", "without"))

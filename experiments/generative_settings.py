@@ -1,4 +1,4 @@
-"""The fields `text`, `docids`, `indexing`, `batch` and `evaluation` of a generative retriever's config,
+"""The fields `text`, `docids`, `indexing`, `evaluation` and `plan` of a generative retriever's config,
 checked where they enter."""
 
 import dataclasses
@@ -34,11 +34,14 @@ class Docids:
       needs vectors.
     extends: a run whose ids are kept; the collection begins with its documents, and those behind them
       are added, with ids in the same scheme. "" to give all of them ids.
+    removed: a file of doc ids, one a line, which no search finds; it is read when a run is opened, so that
+      it may grow. "" for none.
     """
 
     scheme: Scheme
     vectors: Callable[..., np.ndarray] | None = None
     extends: str = ""
+    removed: str = ""
 
     def __post_init__(self):
         if not callable(getattr(self.scheme, "assign", None)):
@@ -86,18 +89,6 @@ class Indexing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Attributes:
-    batch_size: rows of a step, over all processes and devices; each is a text and its document's id.
-    """
-
-    batch_size: int
-
-    def __post_init__(self):
-        _check_least(self, "batch_size", 1)
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluation(settings.Evaluation):
     """With the attributes of `settings.Evaluation`, of which `fusion_weights` are the generative retriever's.
 
@@ -128,9 +119,33 @@ class Evaluation(settings.Evaluation):
             raise ValueError(
                 f"search is {self.search!r}; allowed: a function such as generative_retrieval.beam.search"
             )
-        for name in (*self.measures, *self.dev_measures):
-            if (measures.depth(name) or 0) > self.results:
-                raise ValueError(f"results is {self.results}; {name} needs {measures.depth(name)} or more")
+        for field in ("measures", "dev_measures", "tune_measure"):
+            named = getattr(self, field)
+            for name in [named] if isinstance(named, str) else named:
+                depth = measures.depth(name)
+                if not depth:
+                    raise ValueError(f"{field} has {name!r}; allowed: those cut at a rank, such as hits@10")
+                if depth > self.results:
+                    raise ValueError(f"results is {self.results}; {name} of {field} needs {depth} or more")
+        if self.run_depth > self.results:
+            raise ValueError(
+                f"run_depth is {self.run_depth}; allowed: 1 to {self.results}, the documents that a query "
+                "finds (results)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What only data would say, for programs that read none: experiments.cost and experiments.plan.
+
+    Attributes:
+      docid_length: symbols of the longest docid.
+    """
+
+    docid_length: int
+
+    def __post_init__(self):
+        _check_least(self, "docid_length", 1)
 
 
 def _check_least(of: Any, field: str, least: int) -> None:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from corpora.tokens import TextSettings
 from experiments import generative_settings, language_settings, settings
 from experiments.cli import UsageError
+from generative_retrieval import query_generator
 from language_model import causal
 from training import chips, collectives, flops, hlo, traffic
 from training import mesh as meshes
@@ -346,26 +347,19 @@ def _language(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _generative(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     text = fill(generative_settings.Text, config["text"], "config.text")
-    batch = fill(generative_settings.Batch, config["batch"], "config.batch")
-    given = fill(Unknown, config["plan"], "config.plan")
-    of_text = dict.fromkeys(("tokens", "mask"), (batch.batch_size, text.length))
+    batch = fill(settings.Rows, config["batch"], "config.batch")
+    given = fill(generative_settings.Plan, config["plan"], "config.plan")
+    of_text = dict.fromkeys(_SIDES, (batch.batch_size, text.length))
     of_id = dict.fromkeys(("targets", "target_mask"), (batch.batch_size, given.docid_length))
     return {**of_text, **of_id, "documents": (batch.batch_size,)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Unknown:
-    """The field `plan` of a generative retriever's config: what its data would say.
-
-    Attributes:
-      docid_length: symbols of the longest docid.
-    """
-
-    docid_length: int
-
-    def __post_init__(self):
-        if self.docid_length < 1:
-            raise ValueError(f"docid_length is {self.docid_length}; it must be at least 1")
+def _query_generator(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    text = fill(query_generator.TextSettings, config["text"], "config.text")
+    batch = fill(settings.Rows, config["batch"], "config.batch")
+    of_document = dict.fromkeys(_SIDES, (batch.batch_size, text.document_length))
+    of_query = dict.fromkeys(("targets", "target_mask"), (batch.batch_size, text.query_length))
+    return {**of_document, **of_query}
 
 
 # Of each family the fields of its own that its batch depends on, and the shapes of that.
@@ -373,4 +367,5 @@ _FAMILIES = {
     "experiments.contrastive.Experiment": (("text",), _contrastive),
     "experiments.generative.Experiment": (("text", "plan"), _generative),
     "experiments.language.Experiment": ((), _language),
+    "experiments.query_generator.Experiment": (("text",), _query_generator),
 }

@@ -5,7 +5,7 @@ The fields of such a config, besides those of experiments.opening:
 
     data        spec of a collection, such as corpora.sources.beir_folder.load
     text        see generative_retrieval.query_generator.TextSettings
-    batch       see experiments.query_generator_settings.Batch
+    batch       see experiments.settings.Rows
     task        generative_retrieval.task.SequenceToSequence, with its model
     evaluation  see experiments.query_generator_settings.Evaluation
 
@@ -25,13 +25,13 @@ from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from eval import results
-from experiments import opening, query_generator_evaluation, query_generator_settings
+from experiments import opening, query_generator_evaluation, query_generator_settings, settings
 from experiments.cli import UsageError
-from experiments.query_generator_settings import Batch
 from generative_retrieval import query_generator
 from generative_retrieval.query_generator import TextSettings
 from generative_retrieval.task import SequenceToSequence
 from language_model.scoring import perplexity
+from moe import leakage
 from training import distributed, loop, mesh
 from training.activations import constrained
 from training.build import build, fill
@@ -63,7 +63,7 @@ class Experiment:
         # Everything that a config can get wrong comes before the first slow step.
         self.task = task_of(config)
         self.text = fill(TextSettings, config["text"], "config.text")
-        self.batch = fill(Batch, config["batch"], "config.batch")
+        self.batch = fill(settings.Rows, config["batch"], "config.batch")
         self.evaluation = query_generator_settings.evaluation(config["evaluation"], "config.evaluation")
         self.training = opening.training(config, run_dir, rows=self.batch.batch_size, measured=[BEST])
         try:
@@ -170,7 +170,7 @@ class Experiment:
         for start in range(0, count, size):
             rows_B = np.arange(start, min(start + size, count))
             batch = make_batch(np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1), 0)
-            with jax.set_mesh(devices):
+            with leakage.in_force(self.task.model, devices):
                 found_B = self._score(params, state, mesh.shard_batch(batch, devices))
             found_N[rows_B] = np.asarray(found_B)[: len(rows_B)]
             words_N[rows_B] = batch["target_mask"].sum(axis=1)[: len(rows_B)]

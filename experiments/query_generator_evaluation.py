@@ -88,6 +88,7 @@ def _draw(experiment: Experiment, variables, rows_N: np.ndarray) -> list[str]:
     generator = Generator(
         experiment.task.model,
         devices,
+        experiment.training.layout,
         settings.sampling,
         queries=1,
         document_length=text.document_length,

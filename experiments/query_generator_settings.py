@@ -1,4 +1,4 @@
-"""The fields `batch` and `evaluation` of a query generator's config, checked where they enter."""
+"""The field `evaluation` of a query generator's config, checked where it enters."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,6 @@ from eval import measures
 from generative_retrieval.query_sampling import Sampling
 from index import lexical
 from training.build import build, check_arguments, fill
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Attributes:
-    batch_size: rows of a step, over all processes and devices; each is a document and a query of it.
-    """
-
-    batch_size: int
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

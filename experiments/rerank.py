@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.dataset import Dataset
-from dual_encoder.trained import Trained
+from dual_encoder.trained import Trained, task_of
 from eval import comparison, fusion, measures, runs, trec
 from experiments import cli, compare, run_dirs, settings
 from experiments.encode import open_collection
@@ -56,6 +56,7 @@ def main() -> None:
         if not 0 <= weight.value <= 1:  # NaN passes the flag's own bounds
             raise cli.UsageError(f"--weight is {weight.value}; allowed: 0 to 1")
         config = run_dirs.load_config(workdir.value)
+        task_of(config)  # another family's evaluation has other fields
         evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
         with cli.expecting(OSError, ValueError):
             first = trec.read_run(run.value)

@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.dataset import Dataset
-from corpora.tables import DataError
-from dual_encoder import retriever, vectors
-from dual_encoder.trained import Trained
-from experiments import run_dirs
+from dual_encoder import retriever
 from index import exact, lexical, passages
 
 # (texts, k) -> rows of the k best documents of each, int32 [Q, k], -1 for none
@@ -34,18 +31,9 @@ def dual_encoder(run_dir: str | Path, dataset: Dataset) -> Search:
     """Returns a search by a trained and evaluated dual encoder of the same documents.
 
     Raises:
-      UsageError, CheckpointError: there is no such run, or it has no checkpoint.
-      DataError: its vectors are of other documents, or of another checkpoint.
+      DataError, CheckpointError: see `dual_encoder.retriever.load_indexed`.
     """
-    trained = Trained.load(run_dir, run_dirs.load_config(run_dir))
-    folder = retriever.vectors_folder(run_dir)
-    about = {**trained.identity(), "texts_hash": dataset.corpus_hash}
-    differing = vectors.differences(folder, about)
-    if differing:
-        raise DataError(
-            f"{folder} does not go with {dataset.name} ({differing[0]}); evaluate {run_dir} again"
-        )
-    store = vectors.VectorStore.open(folder)
+    trained, store = retriever.load_indexed(run_dir, texts_hash=dataset.corpus_hash)
     index = exact.build(store.vectors())
 
     def search(queries: Sequence[str], k: int) -> np.ndarray:

@@ -12,14 +12,15 @@ A generative retriever spells the ids of documents; --only and --without say whi
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from dual_encoder.retriever import SYSTEMS, Hit, Retriever
-from experiments import cli, generative_search, run_dirs
+from dual_encoder.retriever import Hit
+from experiments import cli, run_dirs
 from experiments.cli import UsageError
-from experiments.generative_search import Searcher
+from experiments.searching import Searcher, Searching
+from training.build import locate
 
-GENERATIVE = "experiments.generative.Experiment"  # the family whose runs `Searcher` opens
 _SNIPPET_LINES = 3
 _SNIPPET_WIDTH = 100
 
@@ -30,9 +31,11 @@ def main() -> None:
     workdir = command.string("workdir", "runs/quickstart", "The run to search with.")
     query = command.string("query", None, "What to search for; without it, queries are asked for.")
     k = command.integer("k", 5, "How many results.", lower_bound=1)
-    systems = (*SYSTEMS, generative_search.SYSTEM)
-    system = command.choice(
-        "system", None, systems, f"What ranks the documents: by default {SYSTEMS[0]}, or generative."
+    system = command.string(
+        "system",
+        None,
+        "What ranks the documents: hybrid (the default), dual_encoder or bm25; of a generative retriever "
+        "generative.",
     )
     as_json = command.boolean("json", "Print one JSON object a query instead of text.")
     allow = command.boolean(
@@ -51,28 +54,35 @@ def main() -> None:
 
     def search() -> None:
         config = run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
-        generative = config.get("family") == GENERATIVE
-        allowed = (generative_search.SYSTEM,) if generative else SYSTEMS
-        ranks = allowed[0] if system.value is None else system.value
-        if ranks not in allowed:
-            raise UsageError(f"--system is {ranks!r}; {workdir.value} has {', '.join(allowed)}")
-        if generative:
-            given = dict(beams=beams.value, only=only.value, without=without.value)
-            retriever = Searcher.load(
-                workdir.value, config, k=k.value, allow_batch_dependence=allow.value, **given
-            )
-        else:
-            for flag in (beams, only, without):
-                if flag.value is not None:
-                    raise UsageError(f"--{flag.name} is for generative retrievers; {workdir.value} is none")
-            retriever = Retriever.load(workdir.value, allow_batch_dependence=allow.value)
+        of = searching(config)
+        ranks = of.systems[0] if system.value is None else system.value
+        if ranks not in of.systems:
+            raise UsageError(f"--system is {ranks!r}; {workdir.value} has {', '.join(of.systems)}")
+        given = {flag.name: flag.value for flag in (beams, only, without) if flag.value is not None}
+        for name in given:
+            if name not in of.options:
+                raise UsageError(f"--{name} is for generative retrievers; {workdir.value} is none")
+        retriever = of.load(workdir.value, config, k=k.value, allow_batch_dependence=allow.value, **given)
         for text in _ask() if query.value is None else [query.value]:
             show(retriever, text, k.value, ranks, as_json=as_json.value)
 
     command.run(search)
 
 
-def show(retriever: Retriever | Searcher, query: str, k: int, system: str, *, as_json: bool = False) -> None:
+def searching(config: Mapping[str, Any]) -> Searching:
+    """Returns how runs of a config's family are opened. Raises UsageError where there is nothing to search
+    with."""
+    family = config.get("family")
+    found = getattr(locate(family, "config.family"), "searching", None)
+    if found is None:
+        raise UsageError(
+            f"--workdir: the run is of {family}, which finds nothing; allowed: a run of a dual encoder or of "
+            "a generative retriever"
+        )
+    return found
+
+
+def show(retriever: Searcher, query: str, k: int, system: str, *, as_json: bool = False) -> None:
     """Searches and prints the results."""
     hits = retriever.search(query, k=k, system=system)
     if as_json:

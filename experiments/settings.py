@@ -71,6 +71,21 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """The field `batch` where there is nothing but its size to say.
+
+    Attributes:
+      batch_size: rows of a step, over all processes and devices; each is a text and what is made of it.
+    """
+
+    batch_size: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class InitFrom:
     """Attributes:
     run: a run directory whose best parameters are taken; "" for none.

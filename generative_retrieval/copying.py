@@ -46,9 +46,15 @@ class CopyingEncoderDecoder(EncoderDecoder):
     this attention has a query and keys of its own, and the key of a place is made of the word before it too:
     a decoder that has just copied that word finds by it alone where to go on.
 
-    One vocabulary is read and written: `query_generator.copying` shares the table. Its `logits` are
-    log-probabilities.
+    What is written is either the words that are read, and then `query_generator.copying` shares the table; or
+    docids that are words, such as `schemes.text.Titles`, whose symbols stand one behind the words'. Its
+    `logits` are log-probabilities.
+
+    Attributes:
+      first: the symbol of word 0.
     """
+
+    first: int = 0
 
     def setup(self):
         width = self.encoder.embed.width
@@ -96,5 +102,5 @@ class CopyingEncoderDecoder(EncoderDecoder):
         def added(p_TV, copied_TS, tokens_S):
             return p_TV.at[:, tokens_S].add(copied_TS)
 
-        p_BTV = jax.vmap(added)(p_BTV, share_BT1 * copied_BTS, source.tokens_BS)
+        p_BTV = jax.vmap(added)(p_BTV, share_BT1 * copied_BTS, source.tokens_BS + self.first)
         return jnp.log(p_BTV + _LEAST)

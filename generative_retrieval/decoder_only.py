@@ -82,10 +82,12 @@ class DecoderOnly(nn.Module):
 
     @property
     def text_size(self) -> int:
+        """How many words there is room for."""
         return self.decoder.embed.text.vocab_size
 
     @property
     def docid_size(self) -> int:
+        """How many symbols there is room for."""
         return self.decoder.embed.docid.vocab_size
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Spelled:

@@ -15,9 +15,7 @@ Letters: B queries, C candidates of each, T symbols of an id, V symbols, Q texts
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -25,9 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dual_encoder.retriever import vectors_folder
-from dual_encoder.trained import Trained
-from dual_encoder.vectors import VectorStore
+from corpora.tables import DataError
+from dual_encoder.retriever import load_indexed
 from generative_retrieval import exhaustive, indexing, speller
 from generative_retrieval import task as tasks
 from generative_retrieval.indexing import Examples, Source
@@ -223,7 +220,7 @@ def dense(source: Source, texts: Sequence[str], *, run: str, count: int) -> tupl
     Args:
       source: whose documents are indexed; others are no candidates.
       texts: Q of them.
-      run: of the dual encoder, evaluated, over the same collection.
+      run: of the dual encoder, evaluated, over the same documents and perhaps others.
       count: C.
 
     Returns:
@@ -231,15 +228,21 @@ def dense(source: Source, texts: Sequence[str], *, run: str, count: int) -> tupl
 
     Raises:
       ValueError: count is below 2: one candidate is no ranking.
-      DataError: the run has no vectors.
+      DataError: the run has no vectors, or they are of another checkpoint than its best one; or an indexed
+        document has none.
       CheckpointError: it has no checkpoint.
     """
     if count < 2:
         raise ValueError(f"count is {count}; it must be at least 2")
-    store = VectorStore.open(vectors_folder(run))
-    trained = Trained.load(run, json.loads((Path(run) / "config.json").read_text()))
-    vectors_QD, _ = trained.queries(list(texts))
+    trained, store = load_indexed(run)
     row_of = {source.doc_ids[row]: row for row in source.rows.tolist()}
+    without = set(row_of) - set(store.ids)
+    if without:
+        raise DataError(
+            f"{run} has no vectors of {len(without):,} of {len(row_of):,} documents, such as "
+            f"{min(without)!r}; allowed: a run over a collection that has them all"
+        )
+    vectors_QD, _ = trained.queries(list(texts))
     document_R = np.array([row_of.get(doc_id, -1) for doc_id in store.ids], np.int32)[store.text_of_row]
     kept = np.flatnonzero(document_R >= 0)
     kept = kept[np.argsort(document_R[kept], kind="stable")]  # in the order of our documents

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 END = 0
 NONE = -1  # behind the end of an id
@@ -100,6 +101,7 @@ class Documents:
       texts: the texts.
       vectors_ND: float32, an embedding of each; None unless the scheme `needs_vectors`.
       tokenizer: of the experiment; None unless the scheme `needs_tokenizer`.
+      sharding: over which devices vectors are clustered, a block of rows at a time; None for one.
     """
 
     doc_ids: Sequence[str]
@@ -107,6 +109,7 @@ class Documents:
     texts: Sequence[str]
     vectors_ND: np.ndarray | None = None
     tokenizer: Any = None
+    sharding: NamedSharding | None = None
 
     def __len__(self) -> int:
         return len(self.doc_ids)

@@ -18,7 +18,7 @@ model. The vanilla variant:
 
 The OverDense variant goes on from a dense retriever:
 
-    initial=dict(name="generative_retrieval.dynamic_retriever.dense", run="runs/dual", temperature=0.05)
+    initial=dict(name="generative_retrieval.dynamic_retriever.OverDense", run="runs/dual", temperature=0.05)
 
 begins W with that run's document vectors, and the config's `init_from` the tower with its query tower. A mesh
 keeps W in parts by a rule such as `("rows/table", ("fsdp", None))`.
@@ -27,7 +27,8 @@ Letters: B queries, S length of a text, N documents, V = 1 + N + spare symbols, 
 spelled, M slots.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from flax import linen as nn
 
 from backbones.attention import HIDDEN
 from corpora.tables import DataError
-from dual_encoder.retriever import vectors_folder
+from dual_encoder.retriever import load_indexed, vectors_folder
 from dual_encoder.towers import Tower
 from dual_encoder.vectors import VectorStore
 from generative_retrieval.models import Spelled, texts
@@ -54,7 +55,8 @@ class DynamicRetriever(nn.Module):
     Attributes:
       tower: of queries, and of the texts that are indexed; its vectors are q.
       documents: N.
-      spare: rows of W without a document yet. Theirs, and that of END, are in no softmax.
+      spare: rows of W without a document yet. Theirs, and that of END, are in no softmax; when documents are
+        added, `documents` goes up by as many as `spare` goes down.
       initial: `(rng, (V, D)) -> float32 [V, D]`, how W begins; a normal with variance 1 / D by default.
 
     Raises:
@@ -66,20 +68,31 @@ class DynamicRetriever(nn.Module):
     spare: int = 0
     initial: Initial = random
 
-    def setup(self):
+    def __post_init__(self):
         if self.documents < 1 or self.spare < 0:
             raise ValueError(
                 f"documents is {self.documents} and spare {self.spare}; allowed: at least 1 and at least 0"
             )
+        super().__post_init__()
+
+    def setup(self):
         self.rows = Table(self.docid_size, self.initial)
 
     @property
     def text_size(self) -> int:
+        """How many words there is room for."""
         return self.tower.encoder.embed.vocab_size
 
     @property
     def docid_size(self) -> int:
+        """How many symbols there is room for."""
         return 1 + self.documents + self.spare
+
+    @nn.nowrap
+    def check(self, doc_ids: Sequence[str]) -> None:
+        """Raises DataError where W is to begin with vectors of other documents than those of a run."""
+        if isinstance(self.initial, OverDense):
+            self.initial.check(doc_ids)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Spelled:
         """Expects `tokens` and `mask` [B, S], `targets` [B, 1].
@@ -131,28 +144,53 @@ class Table(nn.Module):
         return vectors @ table_VD.T
 
 
-def dense(rng: jax.Array, shape: tuple[int, int], *, run: str, temperature: float = 1.0) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class OverDense:
     """The beginning of W from a dense retriever: its document vectors, each over `temperature`.
 
     With the tower of its queries the logits are then its scores as it was trained with them. END and the rows
     of further documents begin as by default.
 
-    Args:
-      rng: of those rows.
-      shape: (V, D).
+    Attributes:
       run: a dual encoder's run, evaluated, over the same documents; or over the first of them.
       temperature: what that run divides its scores by.
-
-    Raises:
-      DataError: the run has no vectors, or not such as fit: another width, more documents than rows, or
-        several vectors a document.
     """
-    store = VectorStore.open(vectors_folder(run))
-    size, width = shape
-    texts_of_run, rows, run_width = store.manifest["texts"], len(store), store.manifest["width"]
-    if rows != texts_of_run or rows > size - 1 or run_width != width:
-        raise DataError(
-            f"{run} has {rows} vectors of width {run_width} for {texts_of_run} documents; allowed: one of "
-            f"width {width} for each, of at most {size - 1}"
-        )
-    return random(rng, shape).at[1 : 1 + rows].set(store.vectors() / np.float32(temperature))
+
+    run: str
+    temperature: float = 1.0
+
+    def __call__(self, rng: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Returns float32 [V, D].
+
+        Raises:
+          DataError: the run has no vectors, or not such as fit: another width, more documents than rows, or
+            several vectors a document.
+        """
+        store = VectorStore.open(vectors_folder(self.run))
+        size, width = shape
+        texts_of_run, rows, run_width = store.manifest["texts"], len(store), store.manifest["width"]
+        if rows != texts_of_run or rows > size - 1 or run_width != width:
+            raise DataError(
+                f"{self.run} has {rows} vectors of width {run_width} for {texts_of_run} documents; allowed: "
+                f"one of width {width} for each, of at most {size - 1}"
+            )
+        return random(rng, shape).at[1 : 1 + rows].set(store.vectors() / np.float32(self.temperature))
+
+    def check(self, doc_ids: Sequence[str]) -> None:
+        """Looks at what the vectors are of, which shapes do not say.
+
+        Args:
+          doc_ids: of the documents, in the order of W.
+
+        Raises:
+          DataError: they are of another checkpoint than the run's best one, or of other documents than these
+            in their order, or than the first of them.
+        """
+        _, store = load_indexed(self.run)
+        differing = [at for at, doc_id in enumerate(store.ids) if list(doc_ids[at : at + 1]) != [doc_id]]
+        if differing:
+            first = differing[0]
+            raise DataError(
+                f"document {first} of {self.run} is {store.ids[first]!r}, which is another one or none here; "
+                "allowed: a run over the same documents in their order, or over the first of them"
+            )

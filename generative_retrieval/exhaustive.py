@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from generative_retrieval.models import texts
 from generative_retrieval.task import log_likelihood, read
 from training.task import Batch
 
@@ -31,7 +32,7 @@ def scores(model: nn.Module, variables: Any, batch: Batch, symbols_NT: np.ndarra
       batch: the queries, `tokens` and `mask` [B, S].
       symbols_NT: int32, see `docids.Docids`.
     """
-    queries = {name: batch[name] for name in ("tokens", "mask", "segments") if name in batch}
+    queries = texts(batch)
     ids = {name: jnp.asarray(x) for name, x in targets(np.asarray(symbols_NT)).items()}
 
     def of_document(_, id_T: dict[str, jax.Array]) -> tuple[None, jax.Array]:

@@ -122,24 +122,28 @@ def generated(source: Source, *, file: str) -> Examples:
       file: JSON lines with `doc_id` and `text`; those of documents that are not indexed are left out.
 
     Raises:
-      DataError: there is no such file, or a line lacks a field; or it has none for these documents.
+      DataError: there is no such file, a line lacks a field, or all lines are of other collections.
     """
     row_of = {source.doc_ids[row]: row for row in source.rows.tolist()}
-    texts, rows = [], []
+    texts, rows, known, of_another = [], [], set(source.doc_ids), True
     try:
         with Path(file).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line)
                     doc_id, text = entry["doc_id"], entry["text"]
+                    if not (isinstance(doc_id, str) and isinstance(text, str)):
+                        raise TypeError
                 except (ValueError, KeyError, TypeError):
-                    raise DataError(f"{file}:{number}: no JSON object with doc_id and text") from None
+                    wanted = "no JSON object with doc_id and text, both strings"
+                    raise DataError(f"{file}:{number}: {wanted}") from None
+                of_another = of_another and doc_id not in known
                 if doc_id in row_of:
                     texts.append(text)
                     rows.append(row_of[doc_id])
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
-    if not rows:
+    if of_another:
         raise DataError(f"{file} has no query for a document of this collection")
     table = _tokenized(source, [("", text) for text in texts], source.length)
     return Examples(table, np.asarray(rows, np.int32), texts=texts)
@@ -156,8 +160,8 @@ def batches(
 ) -> Callable[..., Batch]:
     """Returns the function `(examples [B] of the whole batch, step, part=all) -> batch of that part`.
 
-    Examples are numbered through all sources, one after the other. The batch has `tokens` and `mask` [B, S],
-    `targets` and `target_mask` [B, T] and `documents` [B], all int32. S is the shortest of
+    Examples are numbered through all sources, one after the other. The batch has `tokens`, `mask` and
+    `segments` [B, S], `targets` and `target_mask` [B, T] and `documents` [B], all int32. S is the shortest of
     `corpora.lengths.ladder` that holds the longest text of the whole batch.
 
     Args:
@@ -185,12 +189,16 @@ def batches(
         where_BS = np.arange(bucket(int(sizes_B.max()), rungs))[None]
         mask_BS, where_BS = where_BS < sizes_B[:, None], starts_B[:, None] + where_BS
         tokens_BS = np.full(where_BS.shape, examples[0].tokens.pad_id, np.int32)
+        segments_BS = np.full(where_BS.shape, tokens.TEXT, np.int32)
         for number in np.unique(of_B):
             shown = mask_BS & (of_B == number)[:, None]
-            tokens_BS[shown] = examples[number].tokens.tokens[where_BS[shown]]
+            held = examples[number].tokens
+            tokens_BS[shown] = held.tokens[where_BS[shown]]
+            segments_BS[shown] = held.segments[where_BS[shown]]
         made = {
             "tokens": tokens_BS,
             "mask": mask_BS.astype(np.int32),
+            "segments": segments_BS,
             **exhaustive.targets(symbols_NT[documents_B]),
             "documents": documents_B,
         }

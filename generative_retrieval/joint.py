@@ -63,10 +63,12 @@ class SharedEncoder(nn.Module):
 
     @property
     def text_size(self) -> int:
+        """How many words there is room for."""
         return self.generator.text_size
 
     @property
     def docid_size(self) -> int:
+        """How many symbols there is room for."""
         return self.generator.docid_size
 
     @property
@@ -106,9 +108,11 @@ class SharedEncoder(nn.Module):
         return self.generator.step(symbols_BK, depth, visible_BKM, cache)
 
     def encode_query(self, batch: Batch, *, train: bool = False) -> jax.Array:
+        """Returns the vectors of a batch of queries, float32 [B, D]."""
         return self.tower(batch, train=train)
 
     def encode_document(self, batch: Batch, *, train: bool = False) -> jax.Array:
+        """Returns those of documents, as `encode_query` does."""
         return self.tower(batch, train=train)
 
     @nn.nowrap

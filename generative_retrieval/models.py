@@ -8,7 +8,8 @@
 
 A model has three methods: `__call__` for training, with whole ids; and `start` and `step`, of which
 `speller.of` makes what searches use. It says how many entries its two vocabularies have room for:
-`text_size`, the words of a query, and `docid_size`, the symbols of an id.
+`text_size`, the words of a query, and `docid_size`, the symbols of an id. It may have `documents`, the most
+that there may be, and `check(doc_ids)`, which raises DataError where it is not to begin with these documents.
 
 Letters: B rows, S length of a text, T symbols of an id, K ids that are being spelled, M slots, V symbols.
 """
@@ -27,7 +28,7 @@ from backbones.encoder import TransformerEncoder
 from generative_retrieval.docids import END
 from training.task import Batch
 
-_TEXT = ("tokens", "mask", "segments", "positions", "domains")
+TEXT = ("tokens", "mask", "segments", "positions", "domains")
 
 
 @struct.dataclass
@@ -61,10 +62,12 @@ class EncoderDecoder(nn.Module):
 
     @property
     def text_size(self) -> int:
+        """How many words there is room for."""
         return self.encoder.embed.vocab_size
 
     @property
     def docid_size(self) -> int:
+        """How many symbols there is room for."""
         return self.decoder.embed.vocab_size
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Spelled:
@@ -94,7 +97,7 @@ class EncoderDecoder(nn.Module):
 
 def texts(batch: Batch) -> dict[str, jax.Array]:
     """What an encoder reads of a batch."""
-    return {name: batch[name] for name in _TEXT if name in batch}
+    return {name: batch[name] for name in TEXT if name in batch}
 
 
 def read_before(targets_BT: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ Letters: B documents, K queries of each, T subwords of the longest query, V voca
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from generative_retrieval.speller import Speller
 from language_model.sampling import check, restrict
 from moe import leakage
 from training import mesh as meshes
+from training.activations import constrained
+from training.mesh import Layout
 
 _ROWS = "rows"  # of a batch: the numbers of its documents
 
@@ -117,6 +120,7 @@ class Generator:
     Args:
       model: such as `models.EncoderDecoder`.
       mesh: devices that share a batch, all of this process.
+      layout: where activations lie on them; a rule may match none.
       sampling: how queries are drawn.
       queries: K, of each document.
       document_length, query_length: subwords at most.
@@ -133,6 +137,7 @@ class Generator:
         self,
         model: nn.Module,
         mesh: Mesh,
+        layout: Layout,
         sampling: Sampling,
         *,
         queries: int,
@@ -145,7 +150,8 @@ class Generator:
         for field, value in (("queries", queries), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{field} is {value}; allowed: 1 or more")
-        self._mesh, self._ladder, self._shape = mesh, ladder(document_length), (queries, query_length)
+        self._model, self._mesh = model, mesh
+        self._ladder, self._shape = ladder(document_length), (queries, query_length)
         multiple = meshes.batch_parts(mesh) * leakage.group_rows(model)
         self._batch_size = -(-batch_size // multiple) * multiple
 
@@ -154,9 +160,18 @@ class Generator:
             speller = spellers.of(model, variables, batch, allow_batch_dependence=allow_batch_dependence)
             return sample(speller, keys_B, sampling, queries=queries, length=query_length)
 
-        self._run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._run = jax.jit(
+            constrained(run, mesh, layout.activations, all_used=False),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
 
-    def __call__(self, variables: Any, table: TokenTable, numbers_N: np.ndarray, report=None) -> np.ndarray:
+    def __call__(
+        self,
+        variables: Any,
+        table: TokenTable,
+        numbers_N: np.ndarray,
+        report: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         """Returns int32 [N, K, T], see `sample`.
 
         Args:
@@ -173,7 +188,7 @@ class Generator:
             padded_B = np.pad(rows_B, (0, self._batch_size - len(rows_B)), constant_values=-1)
             batch = table.rectangle(padded_B, bucket(int(lengths_N[rows_B[0]]), self._ladder))
             batch[_ROWS] = np.where(padded_B >= 0, numbers_N[padded_B], 0).astype(np.uint32)
-            with jax.set_mesh(self._mesh):
+            with leakage.in_force(self._model, self._mesh):
                 made = self._run(variables, meshes.shard_batch(batch, self._mesh))
             made_NKT[rows_B] = np.asarray(made)[: len(rows_B)]
             if report:

@@ -15,13 +15,13 @@ from flax import linen as nn
 
 from backbones.attention import FLOOR
 from generative_retrieval.consistency import Consistency
-from generative_retrieval.models import Spelled
+from generative_retrieval.models import TEXT, Spelled
 from moe import leakage
 from moe.auxiliary import Auxiliary, WithAuxiliary, added, streams
 from training import variables
 from training.task import Batch, Metrics, Others
 
-READ = ("tokens", "mask", "segments", "targets", "target_mask")
+READ = (*TEXT, "targets", "target_mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,4 +189,6 @@ def cross_entropy(
 def smallest_batch(model: Any) -> Mapping[str, np.ndarray]:
     """Returns a batch that parameters can be shaped from: they depend on no batch size or length."""
     rows = leakage.group_rows(model)
-    return dict.fromkeys(("tokens", "mask", "targets", "target_mask"), np.zeros((rows, 1), np.int32))
+    return dict.fromkeys(
+        ("tokens", "mask", "segments", "targets", "target_mask"), np.zeros((rows, 1), np.int32)
+    )

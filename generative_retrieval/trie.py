@@ -209,8 +209,9 @@ class Trie:
                 f"{self.num_documents}]"
             )
         of_query_B = np.zeros(1, np.int32) if of_query_B is None else np.asarray(of_query_B)
-        if of_query_B.min(initial=0) < 0 or of_query_B.max(initial=0) >= subsets:
-            raise ValueError(f"of_query has {of_query_B.max(initial=0)}; allowed: 0 to {subsets - 1}")
+        wrong = of_query_B[(of_query_B < 0) | (of_query_B >= subsets)]
+        if wrong.size:
+            raise ValueError(f"of_query has {wrong[0]}; allowed: 0 to {subsets - 1}")
         words = self.num_documents // 32 + 1  # one more than full ones, for the rank of the end
         bits = np.zeros((subsets, words * 32), bool)
         bits[:, : self.num_documents] = documents_SN[:, np.asarray(self.order_N)]

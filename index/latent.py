@@ -14,7 +14,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 from index import terms
-from index.terms import Analyzer, Vocabulary
+from index.terms import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Latent:
         return _vectors(self.vocabulary.counts(texts), self.weights_VD)
 
 
-def fit(texts: Sequence[str], width: int, *, seed: int = 0, analyzer: Analyzer = terms.PROSE) -> Latent:
+def fit(texts: Sequence[str], width: int) -> Latent:
     """Finds the `width` directions along which the TF-IDF vectors of texts differ most from 0.
 
     A term that occurs c times weighs (1 + ln c) (1 + ln((1 + N) / (1 + n))), where n texts have it; vectors
@@ -44,13 +44,11 @@ def fit(texts: Sequence[str], width: int, *, seed: int = 0, analyzer: Analyzer =
     Args:
       texts: N documents.
       width: D, below N and below the number of terms.
-      seed: of the vector that the decomposition starts from.
-      analyzer: how text becomes terms.
 
     Raises:
       ValueError: `width` is out of its range.
     """
-    analyzed = terms.analyze(texts, analyzer=analyzer)
+    analyzed = terms.analyze(texts)
     counts_NV = analyzed.text
     most = min(counts_NV.shape) - 1
     if not 1 <= width <= most:
@@ -64,7 +62,7 @@ def fit(texts: Sequence[str], width: int, *, seed: int = 0, analyzer: Analyzer =
     lengths_N = np.sqrt(np.asarray(x_NV.multiply(x_NV).sum(axis=1))).ravel()
     x_NV = scipy.sparse.diags_array(1 / np.maximum(lengths_N, 1e-12)) @ x_NV
     x_NV = x_NV.tocsr().astype(np.float32)
-    start = np.random.default_rng(seed).normal(size=min(x_NV.shape)).astype(np.float32)
+    start = np.random.default_rng(0).normal(size=min(x_NV.shape)).astype(np.float32)
     found = scipy.sparse.linalg.svds(x_NV, k=width, v0=start, return_singular_vectors="vh")
     directions_DV = found[2][::-1]  # the strongest first
     strongest_D = np.abs(directions_DV).argmax(axis=1)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from language_model import domains
 from language_model.causal import Causal
 from language_model.domains import Chunks
+from moe import leakage
 from training import mesh as meshes
 from training.activations import constrained
 from training.mesh import Layout
@@ -38,7 +39,7 @@ class Scorer:
 
     def __init__(self, task: Causal, mesh: Mesh, layout: Layout, *, batch_size: int, length: int):
         meshes.check_rows(batch_size, mesh)
-        self._mesh, self._batch_size, self._length = mesh, batch_size, length
+        self._model, self._mesh, self._batch_size, self._length = task.model, mesh, batch_size, length
         score = constrained(task.score, mesh, layout.activations, all_used=False)
         # Whole on every device, so that every process has all rows.
         self._score = jax.jit(score, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -61,7 +62,7 @@ class Scorer:
         for start in range(0, count, size):
             rows_B = np.arange(start, min(start + size, count))
             batch = make(np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1), 0, held)
-            with jax.set_mesh(self._mesh):
+            with leakage.in_force(self._model, self._mesh):
                 found_B, tokens_B = self._score(
                     params, state, meshes.shard_batch(batch, self._mesh, whole=False)
                 )

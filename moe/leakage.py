@@ -15,12 +15,15 @@ that states none treats each token alone, as the contract of `moe.feed_forward` 
 is no matter of these facts.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,16 @@ def of(module: nn.Module | None, *, train: bool = False) -> dict[str, tuple[nn.M
 def group_rows(module: nn.Module) -> int:
     """Returns what the rows of a batch must be a multiple of: those that the groups of sparse layers have."""
     return math.lcm(*(getattr(layer, "group_rows", None) or 1 for layer, _ in of(module).values()))
+
+
+def in_force(model: nn.Module, mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Returns the context in which a model that is not trained is traced and called for a mesh.
+
+    Each device serves its own groups; one of the whole batch has to be left to the compiler, so there the
+    mesh is not put in force.
+    """
+    whole = any(getattr(layer, "group_rows", 1) is None for layer, _ in of(model).values())
+    return contextlib.nullcontext() if whole else jax.set_mesh(mesh)
 
 
 def refuse_batch(module: nn.Module, doing: str, allowed: str) -> None:

@@ -72,6 +72,9 @@ class Task(Protocol):
       step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the
       batch before it, or to take several. The loop counts one step, and needs the metrics of at least one
       `gradient_step`.
+    * `batches(make_batch, *, source, examples, symbols_NT, seed) -> make_batch`, for one that spells docids
+      and wants more of a batch than `generative_retrieval.indexing.batches` puts there, which it is handed as
+      `make_batch`; experiments.generative calls it once, before the training.
     """
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:

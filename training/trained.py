@@ -1,9 +1,10 @@
-"""A Task's parameters as a run left them, placed on a mesh."""
+"""A Task's parameters as a run left them, placed on a mesh or in the memory of the host."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from training import rules
@@ -30,3 +31,11 @@ def best(run_dir: str | Path, task: Task, batch: Batch, mesh: Mesh, layout: Layo
     like = TrainState(step=(), params=params, state=state, opt_state=())
     like = placed(like, rules.shardings(like, mesh, layout.parameters))
     return read_best(Path(run_dir) / "checkpoints", like.params, like.state)
+
+
+def on_host(run_dir: str | Path, task: Task, batch: Batch) -> tuple[int, Any, Any]:
+    """Returns (step, parameters, state) of a run's best checkpoint as NumPy arrays, so that each of several
+    processes has them whole; arguments and errors are those of `best`."""
+    params, state = jax.eval_shape(task.init, jax.random.key(0), batch)
+    params, state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
+    return read_best(Path(run_dir) / "checkpoints", params, state)

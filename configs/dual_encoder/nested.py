@@ -3,14 +3,16 @@ compared with in `experiments.reproduce generative_scaling`, at the same encoder
 
     python -m experiments.train --config=configs/dual_encoder/nested.py:documents=1000 --workdir=runs/dual
 
-Its collection, tokenizer, encoder and lengths are those of configs/generative_retrieval/scaling.py.
+Collection, tokenizer, encoder and lengths are also those of the other side, generative_retrieval/scaling.py.
 """
 
 import ml_collections
 
 from configs.arguments import parse_argument
 from configs.dual_encoder import beir_folder, parts
-from configs.generative_retrieval import scaling
+
+VOCAB_SIZE = 8_000
+LENGTH = 32  # tokens of a document or query
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
@@ -26,12 +28,40 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = beir_folder.get_config(
         f"folder={given.folder},encoder=transformer,steps={given.steps},batch={given.batch}"
     )
-    config.data = scaling.collection(given.folder, given.documents, test=given.test, dev=given.dev)
-    config.tokenizer = scaling.tokenizer()
-    config.text = parts.text(scaling.LENGTH, scaling.LENGTH, special_tokens=False)
-    tower = parts.transformer_tower(scaling.VOCAB_SIZE, given.width, given.layers)
+    config.data = collection(given.folder, given.documents, test=given.test, dev=given.dev)
+    config.tokenizer = tokenizer()
+    config.text = parts.text(LENGTH, LENGTH, special_tokens=False)
+    tower = parts.transformer_tower(VOCAB_SIZE, given.width, given.layers)
     config.task = parts.contrastive(dict(name="dual_encoder.towers.tied", tower=tower))
     config.optimizer = parts.adam(given.rate, given.steps, weight_decay=0.01)
-    config.schedule = scaling.schedule(given.steps)
+    config.schedule = schedule(given.steps)
     config.evaluation.measures = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
     return config
+
+
+def collection(folder: str, documents: int, *, test: int, dev: int) -> dict:
+    """A part of a folder in BEIR layout."""
+    return dict(
+        name="corpora.sources.nested.load",
+        folder=folder,
+        documents=documents,
+        dev=dev,
+        test=test,
+        seed=0,
+        allow_missing=False,
+    )
+
+
+def tokenizer() -> dict:
+    """WordPiece, trained on the documents and training queries that are there."""
+    return dict(
+        name="corpora.tokenizer.train_wordpiece",
+        vocab_size=VOCAB_SIZE,
+        split_identifiers=False,
+        punctuation=False,
+    )
+
+
+def schedule(steps: int) -> dict:
+    """Evaluated and saved three times; the best MRR@10 on dev is kept."""
+    return parts.schedule(steps, evaluations=3)

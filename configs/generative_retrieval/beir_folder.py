@@ -21,7 +21,7 @@ from configs.language_model import parts as language_parts
 DEFAULTS = dict(
     folder="", scheme="semantic", branching=30, vectors="", title_times=3, capacity=20_000, generated="",
     span=0, vocab=3_000, length=24, width=128, layers=2, decoder_layers=2, dropout=0.0, steps=1_200,
-    batch=64, rate=2e-3, beams=10, penalty=0.0,
+    batch=64, rate=2e-3, beams=10, penalty=0.0, copy=0,
 )  # fmt: skip
 
 
@@ -30,13 +30,14 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     quantized ids), vectors (a dual encoder's run that documents are clustered by; "" for TF-IDF), title_times
     (how often titles count there), capacity (documents there may ever be, for atomic ids); generated (a file
     of queries), span (tokens of random spans; 0 for none); vocab, length (tokens of a text), width, layers,
-    decoder_layers, dropout; steps, batch, rate (the peak learning rate); beams, penalty (of length)."""
+    decoder_layers, dropout, copy (1 for a model that copies words of the query, for ids that are words);
+    steps, batch, rate (the peak learning rate); beams, penalty (of length)."""
     return made(parse_argument(argument, DEFAULTS))
 
 
 def made(given: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the config of arguments with the keys of DEFAULTS."""
-    scheme, docid_size = parts.scheme(
+    scheme, docid_size, docid_length = parts.scheme(
         given.scheme, vocab_size=given.vocab, capacity=given.capacity, branching=given.branching
     )
     of = "generative_retrieval.vectors"
@@ -57,7 +58,9 @@ def made(given: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if given.vectors
         else dict(name=f"{of}.latent", width=128, title_times=given.title_times),
         extends="",
+        removed="",
     )
+    config.plan = dict(docid_length=docid_length)
     config.indexing = parts.indexing(given.generated, span=given.span)
     config.batch = dict(batch_size=given.batch)
     model = parts.encoder_decoder(
@@ -68,6 +71,8 @@ def made(given: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         decoder_layers=given.decoder_layers,
         dropout=given.dropout,
     )
+    if given.copy:
+        model |= dict(name="generative_retrieval.copying.CopyingEncoderDecoder", first=1)
     config.task = parts.spelling(model)
     config.optimizer = encoder_parts.adam(given.rate, given.steps, weight_decay=0.01)
     config.mesh = parts.mesh()

@@ -19,6 +19,8 @@ from configs.generative_retrieval import beir_folder
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
-    """Argument: the keys of `beir_folder`."""
-    own = dict(folder="medquad", scheme="titles", length=16, penalty=0.5)
-    return beir_folder.made(parse_argument(argument, beir_folder.DEFAULTS | own))
+    """Argument: the keys of `beir_folder`; penalty is 0.5 by default for titles, for which it was chosen, and
+    0 for other ids."""
+    defaults = beir_folder.DEFAULTS | dict(folder="medquad", scheme="titles", length=16)
+    of_titles = parse_argument(argument, defaults).scheme == "titles"
+    return beir_folder.made(parse_argument(argument, defaults | dict(penalty=0.5 if of_titles else 0.0)))

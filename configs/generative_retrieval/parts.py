@@ -4,38 +4,45 @@ from configs.dual_encoder import parts
 from configs.language_model import parts as language_parts
 
 SCHEMES = (
-    "semantic", "semantic2d", "residual", "product", "naive", "random", "atomic", "titles", "first_tokens",
+    "semantic", "semantic2d", "semantic_balanced", "residual", "product", "naive", "random", "atomic",
+    "titles", "urls", "first_tokens",
 )  # fmt: skip
 _POSITIONS = 8  # that have symbols of their own in semantic2d
 
 
-def scheme(name: str, *, vocab_size: int, capacity: int, branching: int = 30) -> tuple[dict, int]:
-    """The spec of a scheme by a short name, and how many symbols a model must have for it.
+def scheme(name: str, *, vocab_size: int, capacity: int, branching: int = 30) -> tuple[dict, int, int]:
+    """The spec of a scheme by a short name, how many symbols a model must have for it, and how long ids are
+    for programs that read no data: the longest, if clusters were even and few documents shared a code.
 
     Args:
       name: one of SCHEMES.
       vocab_size: of the tokenizer, for ids that are texts.
-      capacity: documents there may ever be, for atomic ids.
+      capacity: documents there may ever be, for atomic ids and for how long ids are.
       branching: clusters of a node; leaves and codebooks are as large.
     """
     if name not in SCHEMES:
         raise ValueError(f"config argument scheme={name!r}; allowed: {', '.join(SCHEMES)}")
     of = "generative_retrieval.schemes"
     tree = dict(name=f"{of}.semantic.Semantic", branching=branching, leaf_size=branching)
-    tree_size = branching + 2
+    tree_size, depth = branching + 2, 1  # the number in a leaf
+    while branching**depth < capacity:
+        depth += 1
     return {
-        "semantic": (tree, tree_size),
+        "semantic": (tree, tree_size, depth),
+        "semantic_balanced": (tree | dict(balanced=True), tree_size, depth),
         "semantic2d": (
             dict(name=f"{of}.by_position.ByPosition", scheme=tree, positions=_POSITIONS),
             _POSITIONS * (tree_size - 1) + 1,
+            depth,
         ),
-        "residual": (dict(name=f"{of}.quantized.Residual", steps=3, k=branching), branching + 1),
-        "product": (dict(name=f"{of}.quantized.Product", parts=4, k=branching), branching + 1),
-        "naive": (dict(name=f"{of}.naive.Naive", base=10), 11),
-        "random": (dict(name=f"{of}.random_codes.RandomCodes", length=4, base=branching), branching + 1),
-        "atomic": (dict(name=f"{of}.atomic.Atomic", capacity=capacity), capacity + 1),
-        "titles": (dict(name=f"{of}.text.Titles", length=12, numbers=100), vocab_size + 102),
-        "first_tokens": (dict(name=f"{of}.text.FirstTokens", length=8, numbers=100), vocab_size + 102),
+        "residual": (dict(name=f"{of}.quantized.Residual", steps=3, k=branching), branching + 1, 4),
+        "product": (dict(name=f"{of}.quantized.Product", parts=4, k=branching), branching + 1, 5),
+        "naive": (dict(name=f"{of}.naive.Naive", base=10), 11, len(str(capacity - 1)) + 1),
+        "random": (dict(name=f"{of}.random_codes.RandomCodes", length=4, base=branching), branching + 1, 4),
+        "atomic": (dict(name=f"{of}.atomic.Atomic", capacity=capacity), capacity + 1, 1),
+        "titles": (dict(name=f"{of}.text.Titles", length=12, numbers=100), vocab_size + 102, 13),
+        "urls": (dict(name=f"{of}.text.Urls", length=12, numbers=100), vocab_size + 102, 13),
+        "first_tokens": (dict(name=f"{of}.text.FirstTokens", length=8, numbers=100), vocab_size + 102, 9),
     }[name]
 
 

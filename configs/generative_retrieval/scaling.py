@@ -12,11 +12,10 @@ docids, joined by +: documents (their first tokens), generated (queries of the f
 import ml_collections
 
 from configs.arguments import parse_argument
+from configs.dual_encoder import nested
 from configs.dual_encoder import parts as encoder_parts
 from configs.generative_retrieval import parts
 
-VOCAB_SIZE = 8_000
-LENGTH = 32  # tokens of a document or query
 CAPACITY = 16_000  # documents there may be with atomic ids
 SOURCES = dict(documents="first_tokens", generated="generated", queries="queries")
 
@@ -37,18 +36,19 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.family = "experiments.generative.Experiment"
     config.seed = 0
-    config.data = collection(given.folder, given.documents, test=given.test, dev=given.dev)
-    config.tokenizer = tokenizer()
-    config.text = dict(length=LENGTH)
-    scheme, docid_size = parts.scheme(
-        given.scheme, vocab_size=VOCAB_SIZE, capacity=given.documents or CAPACITY
+    config.data = nested.collection(given.folder, given.documents, test=given.test, dev=given.dev)
+    config.tokenizer = nested.tokenizer()
+    config.text = dict(length=nested.LENGTH)
+    scheme, docid_size, docid_length = parts.scheme(
+        given.scheme, vocab_size=nested.VOCAB_SIZE, capacity=given.documents or CAPACITY
     )
     vectors = dict(name="generative_retrieval.vectors.of_run", run=given.vectors) if given.vectors else None
-    config.docids = dict(scheme=scheme, vectors=vectors, extends="")
+    config.docids = dict(scheme=scheme, vectors=vectors, extends="", removed="")
+    config.plan = dict(docid_length=docid_length)
     config.indexing = dict(sources=sources(given.data, given.generated), weights={}, replay=0.0)
     config.batch = dict(batch_size=given.batch)
     model = parts.encoder_decoder(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=nested.VOCAB_SIZE,
         docid_size=docid_size,
         width=given.width,
         encoder_layers=given.layers,
@@ -65,34 +65,11 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer = encoder_parts.adam(given.rate, given.steps, weight_decay=0.01)
     config.mesh = parts.mesh()
     config.init_from = encoder_parts.init_from()
-    config.schedule = schedule(given.steps)
+    config.schedule = nested.schedule(given.steps)
     config.evaluation = parts.evaluation(beams=20)
     # BM25 is tuned once for each part, in the run of its dual encoder.
     config.evaluation.bm25_grid.update(k1=(0.9,), b=(0.4,), title_weight=(1.0,))
     return config
-
-
-def collection(folder: str, documents: int, *, test: int, dev: int) -> dict:
-    """A part of a folder in BEIR layout."""
-    return dict(
-        name="corpora.sources.nested.load",
-        folder=folder,
-        documents=documents,
-        dev=dev,
-        test=test,
-        seed=0,
-        allow_missing=False,
-    )
-
-
-def tokenizer() -> dict:
-    """WordPiece, trained on the documents and training queries that are there."""
-    return dict(
-        name="corpora.tokenizer.train_wordpiece",
-        vocab_size=VOCAB_SIZE,
-        split_identifiers=False,
-        punctuation=False,
-    )
 
 
 def sources(data: str, generated: str) -> dict:
@@ -122,8 +99,3 @@ def prefix_aware(decoder: dict, num_layers: int) -> dict:
         adaptor_layers=num_layers,
         adaptor_norm=decoder["norm"],
     )
-
-
-def schedule(steps: int) -> dict:
-    """Evaluated and saved three times; the best MRR@10 on dev is kept."""
-    return encoder_parts.schedule(steps, evaluations=3)

@@ -1,4 +1,5 @@
-"""The config `medquad.py` with another model, or another loss beside that of spelling:
+"""The config `medquad.py` with another model, or another loss beside that of spelling, and without a penalty
+of length, which was chosen for the plain model:
 
 decoder_only    the text is the prompt of a decoder, all of which every word of it sees
 one_vector      DynamicRetriever (Zhou et al., 2022): an encoder and one vector a document
@@ -6,6 +7,9 @@ prefix_aware    the decoder of the Neural Corpus Indexer (Wang et al., 2022)
 consistency     its consistency regularization, at twice the computation of a step
 joint           the encoder is a dual encoder's as well
 distilled       candidates' log-probabilities are held to the scores of a dual encoder, `teacher`
+
+Each is to be compared with `medquad.py:penalty=0`; but prefix_aware has ids of the scheme semantic2d, as in
+its paper, and one_vector atomic ones, so these two with `medquad.py:scheme=semantic2d` and `:scheme=atomic`.
 
 python -m experiments.train --config=configs/generative_retrieval/variants.py:variant=joint --workdir=runs/gr
 """
@@ -19,21 +23,23 @@ VARIANTS = ("decoder_only", "one_vector", "prefix_aware", "consistency", "joint"
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
-    """Argument: variant, teacher (a dual encoder's run, for distilled), and of medquad.py folder, scheme,
-    steps, batch, width, capacity (the documents that one_vector has room for)."""
+    """Argument: variant, teacher (a dual encoder's run, for distilled), and of medquad.py folder, scheme
+    ("" for the one above), steps, batch, width, documents (how many there are, for one_vector, which all
+    must fit), capacity (how many there may ever be)."""
     given = parse_argument(
         argument,
         dict(
-            variant="prefix_aware", teacher="runs/dual", folder="medquad", scheme="semantic2d", steps=1500,
-            batch=128, width=192, capacity=20_000,
+            variant="prefix_aware", teacher="runs/dual", folder="medquad", scheme="", steps=1200, batch=64,
+            width=128, documents=15_790, capacity=20_000,
         ),
     )  # fmt: skip
     if given.variant not in VARIANTS:
         raise ValueError(f"config argument variant={given.variant!r}; allowed: {', '.join(VARIANTS)}")
     if given.variant == "one_vector":
         given.scheme = "atomic"
+    given.scheme = given.scheme or ("semantic2d" if given.variant == "prefix_aware" else "titles")
     shared = ("folder", "scheme", "steps", "batch", "width", "capacity")
-    config = medquad.get_config(",".join(f"{name}={given[name]}" for name in shared))
+    config = medquad.get_config(",".join(["penalty=0", *(f"{name}={given[name]}" for name in shared)]))
     config.task = _task(given, config.task.to_dict())
     rules = config.mesh.parameters
     if given.variant == "one_vector":
@@ -61,7 +67,10 @@ def _task(given: ml_collections.ConfigDict, spelling: dict) -> dict:
     if given.variant == "one_vector":
         tower = dict(name="dual_encoder.towers.Tower", encoder=encoder, pooler=pooler, normalize=False)
         of_documents = dict(
-            name=f"{of}.dynamic_retriever.DynamicRetriever", tower=tower, documents=given.capacity
+            name=f"{of}.dynamic_retriever.DynamicRetriever",
+            tower=tower,
+            documents=given.documents,
+            spare=given.capacity - given.documents,
         )
         return spelling | dict(model=of_documents)
     if given.variant == "prefix_aware":

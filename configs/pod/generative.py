@@ -20,8 +20,8 @@ dropout 0.1, 40 beams; 1 million steps at 100k, up to 9 million beyond. Adafacto
 random unless `config.init_from` names a run; and docids have symbols of their own, where the paper's naive
 ones are words of T5's.
 
-`folder` is MS MARCO in BEIR layout: it is tested on `dev` and chosen by on `test`. The parts lie within one
-another, passages with a judgement first.
+`folder` is MS MARCO in BEIR layout: tested on `dev`, the checkpoint chosen on `test`. The parts lie within
+one another, passages with a judgement first.
 
 Atomic ids of 8.8 million passages are a table of 8,841,984 rows, with as many logits for each query. Rows and
 logits lie in parts along `fsdp`. The batch is split along `fsdp` too, so for the logits what the decoder made
@@ -64,7 +64,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
             raise ValueError(f"config argument {field}={given[field]!r}; allowed: {', '.join(allowed)}")
     passages = given.documents or PASSAGES
     rows = -(-(passages + 1) // _PARTS) * _PARTS
-    scheme, docid_size = parts.scheme(given.scheme, vocab_size=VOCAB_SIZE, capacity=rows - 1)
+    scheme, docid_size, _ = parts.scheme(given.scheme, vocab_size=VOCAB_SIZE, capacity=rows - 1)
     atomic = given.scheme == "atomic"
     config = ml_collections.ConfigDict()
     config.family = "experiments.generative.Experiment"
@@ -83,7 +83,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         name="corpora.tokenizer.train_wordpiece", vocab_size=VOCAB_SIZE, split_identifiers=False
     )
     config.text = dict(length=LENGTH)
-    config.docids = dict(scheme=scheme, vectors=None, extends="")
+    config.docids = dict(scheme=scheme, vectors=None, extends="", removed="")
     config.plan = dict(docid_length=1 if atomic else len(str(passages - 1)) + 1)
     config.indexing = dict(
         sources=dict(generated=dict(name="generative_retrieval.indexing.generated", file=given.generated)),

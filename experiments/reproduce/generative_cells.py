@@ -225,7 +225,7 @@ class _Study:
             reference = self._cells[cell.like]
             paid = self._sizes.steps * operations(reference, self._given(reference), length)
             given["steps"] = max(3, round(paid / operations(cell, given, length)))
-        run_dir = self._run(cell.name, config_of(cell), given)
+        run_dir = self._run(cell.name, config_of(cell), given, extra=cell.extra)
         if run_dir is not None and not (run_dir / _OPERATIONS).exists():
             each = operations(cell, given, 1 if cell.dual else _longest(run_dir))
             with trec.replacing(run_dir / _OPERATIONS) as file:
@@ -236,10 +236,12 @@ class _Study:
         of = self._sizes
         return {**of.common, "documents": of.corpora[cell.corpus], "width": of.widths[1], **cell.fields}
 
-    def _run(self, name: str, config: str, given: Mapping[str, Any]) -> Path | None:
-        """Trains a run, or goes on with it; None where it is not done and the time is up."""
+    def _run(self, name: str, config: str, given: Mapping[str, Any], *, extra: bool = False) -> Path | None:
+        """Trains a run, or goes on with it; None where it is not done, and the time is up or, as it is extra,
+        none is set aside for it."""
         run_dir, limit = runs.directory(self._folder, name, given), self._sizes.minutes
-        if limit is not None and self._clock.seconds > 60 * limit and not runs.is_done(run_dir):
+        over = limit is not None and (extra or self._clock.seconds > 60 * limit)
+        if over and not runs.is_done(run_dir):
             return None
         runs.train(self._folder, name, config, given)
         self._clock.save()

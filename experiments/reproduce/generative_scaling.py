@@ -12,8 +12,9 @@ and real queries) one thing at a time is changed: corpus, docids, training data,
 decoder and the consistency loss, these two at the training operations of the cell that they are compared
 with. BM25 and a dual encoder, with the same encoder and as many operations, have the same parts.
 
-The paper's PDF was not at hand. What is said of it here is its abstract, and two sets of reading notes of it
-in public repositories, which agree in every number that both give.
+What is said of the paper is from its abstract and from reading notes of it in public repositories,
+wiki/sources/pradeep-2023-how.md of middle-chunjie/mywiki and a Chinese summary, which agree in every number
+that both give.
 
 Rules are of MRR@10, the paper's measure, and written before the runs. One seed each; the queries are drawn
 anew (`eval.bootstrap`): a finding is reproduced where it holds for the 200 queries and for 95% of the draws.

@@ -53,8 +53,10 @@ class Residual:
           DocidsError, ValueError: vectors are missing, malformed, not finite, or fewer than k.
         """
         vectors_ND = checks.vectors(documents, "residual")
-        found = residual.fit(vectors_ND, self.steps, self.k, beam=self.beam, seed=seed)
-        return _docids(found.encode(vectors_ND) + 1, self.k, "residual", found.codebooks_MKD)
+        sharding = documents.sharding
+        found = residual.fit(vectors_ND, self.steps, self.k, beam=self.beam, seed=seed, sharding=sharding)
+        codes_NM = found.encode(vectors_ND, sharding=sharding) + 1
+        return _docids(codes_NM, self.k, "residual", found.codebooks_MKD)
 
     def extend(self, docids: Docids, documents: Documents, seed: int) -> Docids:
         """Codes more documents with the same codebooks; nothing is drawn.
@@ -66,7 +68,8 @@ class Residual:
         vectors_ND = checks.vectors(documents, "residual", width=books_MKD.shape[2])
         if not len(documents):
             return docids
-        new_NM = residual.Residual(books_MKD, self.beam).encode(vectors_ND) + 1
+        found = residual.Residual(books_MKD, self.beam)
+        new_NM = found.encode(vectors_ND, sharding=documents.sharding) + 1
         codes_NM = suffix.stacked(docids.symbols_NT[:, : self.steps], new_NM)
         return _docids(codes_NM, self.k, "residual", books_MKD)
 
@@ -94,8 +97,10 @@ class Product:
         """Trains the quantizer and gives ids; raises what `Residual.assign` does, or where the width does not
         divide into `parts`."""
         vectors_ND = checks.vectors(documents, "product")
-        found = product.fit(vectors_ND, self.parts, self.k, seed=seed)
-        return _docids(found.encode(vectors_ND) + 1, self.k, "product", found.codebooks_MKC)
+        sharding = documents.sharding
+        found = product.fit(vectors_ND, self.parts, self.k, seed=seed, sharding=sharding)
+        codes_NM = found.encode(vectors_ND, sharding=sharding) + 1
+        return _docids(codes_NM, self.k, "product", found.codebooks_MKC)
 
     def extend(self, docids: Docids, documents: Documents, seed: int) -> Docids:
         """Codes more documents with the same codebooks; raises what `Residual.extend` does."""
@@ -103,7 +108,7 @@ class Product:
         vectors_ND = checks.vectors(documents, "product", width=self.parts * books_MKC.shape[2])
         if not len(documents):
             return docids
-        new_NM = product.Product(books_MKC).encode(vectors_ND) + 1
+        new_NM = product.Product(books_MKC).encode(vectors_ND, sharding=documents.sharding) + 1
         codes_NM = suffix.stacked(docids.symbols_NT[:, : self.parts], new_NM)
         return _docids(codes_NM, self.k, "product", books_MKC)
 

@@ -55,7 +55,8 @@ class RandomCodes:
                 f"{total} documents need more than the {capacity} random codes of length {self.length} and "
                 f"base {self.base}; allowed: length {length} or more with this base"
             )
-        rng = np.random.default_rng(seed)
+        # Other draws than those that gave the earlier codes, or each would meet one of them.
+        rng = np.random.default_rng((seed, len(taken_NT)) if len(taken_NT) else seed)
         if capacity < _DENSE * total:
             drawn_NT = self._from_list(taken_NT, count, rng)
         else:

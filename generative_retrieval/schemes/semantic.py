@@ -6,6 +6,9 @@ of clusters and the number of the document in the last one, see `suffix`. The fi
 numbered with one symbol, as in the paper. Later documents go down the same tree to the nearest clusters;
 where they make a leaf larger than `leaf_size`, their numbers take more symbols.
 
+Where splits are balanced, the first documents fill the tree evenly, and their ids are about as short as they
+can be.
+
 Letters: N documents, T symbols of the longest id, I inner nodes of the tree, K clusters of each, D width.
 """
 
@@ -19,7 +22,7 @@ from clustering.hierarchical import Tree
 from generative_retrieval.docids import NONE, Docids, DocidsError, Documents
 from generative_retrieval.schemes import checks, suffix
 
-_NAME = "semantic"
+_NAME, _BALANCED = "semantic", "balanced semantic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Semantic:
       branching: clusters of a node. The paper has 10; Wang et al., 2022, "A Neural Corpus Indexer for
         Document Retrieval", 30 with leaves of 30.
       leaf_size: documents that a cluster which is not split has at most, at first.
+      balanced: clusters of a split have equally many documents, at first, see clustering.balanced.
     """
 
     branching: int = 10
     leaf_size: int = 100
+    balanced: bool = False
 
     needs_vectors: ClassVar[bool] = True
     needs_tokenizer: ClassVar[bool] = False
@@ -49,18 +54,26 @@ class Semantic:
         """Symbols, END included."""
         return 1 + max(self.branching, self.leaf_size + 1)
 
+    @property
+    def _name(self) -> str:
+        return _BALANCED if self.balanced else _NAME
+
     def assign(self, documents: Documents, seed: int) -> Docids:
         """Clusters the documents' vectors and gives ids.
 
         Raises:
           DocidsError, ValueError: vectors are missing, malformed or not finite.
         """
-        vectors_ND = checks.vectors(documents, _NAME)
-        codes = hierarchical.fit(vectors_ND, self.branching, self.leaf_size, seed=seed)
-        paths_NT = np.where(
-            np.arange(codes.symbols_NT.shape[1]) < codes.lengths_N[:, None] - 1, codes.symbols_NT + 1, NONE
+        vectors_ND = checks.vectors(documents, self._name)
+        found = hierarchical.fit(
+            vectors_ND,
+            self.branching,
+            self.leaf_size,
+            balanced=self.balanced,
+            seed=seed,
+            sharding=documents.sharding,
         )
-        return self._docids(paths_NT, codes.tree)
+        return self._docids(_symbols(found.paths_NT), found.tree)
 
     def extend(self, docids: Docids, documents: Documents, seed: int) -> Docids:
         """Leads more documents down the tree; nothing is drawn.
@@ -68,31 +81,31 @@ class Semantic:
         Raises:
           DocidsError: `docids` are of another scheme or tree, or vectors are not as wide as the tree's.
         """
-        checks.check_own(docids, _NAME, self.size)
-        tree = Tree(
-            docids.state["centroids"], docids.state["children"], docids.state["members"], self.leaf_size
-        )
+        checks.check_own(docids, self._name, self.size)
+        tree = Tree(docids.state["centroids"], docids.state["children"])
         if docids.state["leaf_size"] != self.leaf_size or tree.centroids_IKD.shape[1] != self.branching:
             raise DocidsError(
                 f"the tree of the docids has branching {tree.centroids_IKD.shape[1]} and leaf_size "
                 f"{docids.state['leaf_size']}; allowed: {self.branching} and {self.leaf_size}"
             )
-        vectors_ND = checks.vectors(documents, _NAME, width=tree.centroids_IKD.shape[2])
+        vectors_ND = checks.vectors(documents, self._name, width=tree.centroids_IKD.shape[2])
         if not len(documents):
             return docids
-        found = hierarchical.descend(tree, vectors_ND)
-        new_NT = np.where(found.symbols_NT == NONE, NONE, found.symbols_NT + 1)
+        new_NT = _symbols(hierarchical.descend(tree, vectors_ND, sharding=documents.sharding))
         return self._docids(suffix.stacked(paths(docids.symbols_NT, tree), new_NT), tree)
 
     def _docids(self, paths_NT: np.ndarray, tree: Tree) -> Docids:
-        symbols_NT, collisions = suffix.with_suffix(paths_NT.astype(np.int32), self.leaf_size, first=1)
+        symbols_NT, collisions = suffix.with_suffix(paths_NT, self.leaf_size, first=1)
         state = {
             "centroids": tree.centroids_IKD,
             "children": tree.children_IK,
-            "members": tree.members_IK,
             "leaf_size": np.int64(self.leaf_size),
         }
-        return Docids(symbols_NT, self.size, _NAME, collisions, state)
+        return Docids(symbols_NT, self.size, self._name, collisions, state)
+
+
+def _symbols(paths_NT: np.ndarray) -> np.ndarray:
+    return np.where(paths_NT < 0, NONE, paths_NT + 1).astype(np.int32)
 
 
 def paths(symbols_NT: np.ndarray, tree: Tree) -> np.ndarray:

@@ -51,7 +51,7 @@ def with_suffix(codes_NT: np.ndarray, base: int, first: int) -> Suffixed:
     """
     numbers_N = numbers(codes_NT)
     shared = int((numbers_N == 1).sum() + (numbers_N > 0).sum())  # the first of a code, and those behind it
-    digits_NS = spelled(numbers_N, base)
+    digits_NS = digits(numbers_N, base)
     suffix_NS = np.where(digits_NS == NONE, NONE, digits_NS + first)
     return Suffixed(joined(codes_NT, suffix_NS.astype(np.int32)), shared / max(len(codes_NT), 1))
 
@@ -71,7 +71,7 @@ def numbers(codes_NT: np.ndarray) -> np.ndarray:
     return found_N
 
 
-def spelled(numbers_N: np.ndarray, base: int) -> np.ndarray:
+def digits(numbers_N: np.ndarray, base: int) -> np.ndarray:
     """Returns the digits of numbers, `base` for MORE, NONE behind them: int32 [N, S]."""
     left_N, mores = numbers_N.astype(np.int64), 0
     more_N = np.zeros(len(left_N), np.int64)  # how many MORE begin a number

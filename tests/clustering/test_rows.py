@@ -80,11 +80,11 @@ def test_check_count_names_field_and_range():
 
 
 def test_seeds_are_numbers_or_keys():
-    assert reading.numbers(3) == (3,)
-    assert reading.numbers((3, 4)) == (3, 4)
+    assert reading.seed_numbers(3) == (3,)
+    assert reading.seed_numbers((3, 4)) == (3, 4)
     key = jax.random.key(5)
-    assert reading.numbers(key) == tuple(np.asarray(jax.random.key_data(key)).tolist())
+    assert reading.seed_numbers(key) == tuple(np.asarray(jax.random.key_data(key)).tolist())
     drawn = [reading.generator(*seeds).random() for seeds in ((3, 4), ((3, 4),), (4, 3))]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(ValueError, match="seed is -1; allowed: 0 or more"):
-        reading.numbers(-1)
+        reading.seed_numbers(-1)

@@ -6,9 +6,9 @@ import jax
 import optax
 import pytest
 
-from configs.generative_retrieval import beir_folder, continual, fairytaleqa, medquad, parts
-from experiments import generative, settings
-from experiments.generative_settings import Batch, Docids, Evaluation, Indexing, Text
+from configs.generative_retrieval import beir_folder, continual, fairytaleqa, medquad, parts, variants
+from experiments import generative, planning, settings
+from experiments.generative_settings import Docids, Evaluation, Indexing, Text
 from generative_retrieval.task import smallest_batch
 from training.build import build, fill, locate
 from training.loop import Schedule
@@ -35,7 +35,10 @@ def check(config):
     assert isinstance(build(config["optimizer"]), optax.GradientTransformation)
     evaluation = settings.evaluation(config["evaluation"], "evaluation", Evaluation)
     assert fill(Schedule, config["schedule"], "schedule").best_measure.endswith(evaluation.dev_measures[0])
-    fill(Batch, config["batch"], "batch")
+    fill(settings.Rows, config["batch"], "batch")
+    rows, length = planning.batch_shapes(config)["targets"]
+    assert rows == config["batch"]["batch_size"]
+    assert length >= 1
     fill(Text, config["text"], "text")
     return fill(Docids, build(config["docids"]), "docids"), fill(
         Indexing, build(config["indexing"]), "indexing"
@@ -73,6 +76,32 @@ def test_what_arguments_refuse(tmp_path):
         continual.get_config(f"run={tmp_path}")
 
 
+def test_the_length_penalty_is_that_of_titles():
+    penalty = lambda argument: medquad.get_config(argument).evaluation.length_penalty
+    assert [penalty(x) for x in (None, "scheme=naive", "scheme=naive,penalty=0.3", "penalty=0")] == [
+        0.5, 0.0, 0.3, 0.0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheme"), [("joint", "titles"), ("prefix_aware", "semantic2d"), ("one_vector", "atomic")]
+)
+def test_a_variant_is_the_plain_config_but_for_its_task(variant, scheme):
+    plain = medquad.get_config(f"scheme={scheme},penalty=0").to_dict()
+    made = variants.get_config(f"variant={variant}").to_dict()
+    assert {key for key in plain if plain[key] != made[key]} <= {"task", "mesh"}
+
+
 def test_atomic_ids_have_room_for_more():
-    spec, size = parts.scheme("atomic", vocab_size=10, capacity=50)
-    assert (spec["capacity"], size) == (50, 51)
+    spec, size, length = parts.scheme("atomic", vocab_size=10, capacity=50)
+    assert (spec["capacity"], size, length) == (50, 51, 1)
+
+
+def test_how_long_ids_are_without_data():
+    lengths = lambda capacity: {
+        name: parts.scheme(name, vocab_size=9, capacity=capacity, branching=10)[2]
+        for name in ("naive", "semantic", "semantic2d", "residual", "titles")
+    }
+    # up to 999 and END; two clusters and a number; three codes and a number; twelve tokens and a number
+    assert lengths(1_000) == dict(naive=4, semantic=3, semantic2d=3, residual=4, titles=13)
+    assert (lengths(1_001)["naive"], lengths(1_001)["semantic"]) == (5, 4)

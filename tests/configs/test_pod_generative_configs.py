@@ -78,7 +78,7 @@ def test_is_an_experiment(name):
     assert json.loads(json.dumps(config))
     assert set(generative.FIELDS) <= set(config)
     assert planning.batch_shapes(config) == {
-        "tokens": (512, 128), "mask": (512, 128), "documents": (512,),
+        "tokens": (512, 128), "mask": (512, 128), "segments": (512, 128), "documents": (512,),
         "targets": (512, case.docid_length), "target_mask": (512, case.docid_length),
     }  # fmt: skip
     assert building.fill(Schedule, config["schedule"], "schedule").total_steps == 400

@@ -83,3 +83,10 @@ def test_errors():
         MixtureOrder([3, 9], 0, domain_rows=4)
     with pytest.raises(ValueError, match="batch_size is 9; allowed: a multiple of domain_rows, 2"):
         MixtureOrder([3, 9], 0, domain_rows=2).rows(0, 9)
+
+
+def test_a_weight_that_comes_to_no_rows_is_named():
+    with pytest.raises(
+        ValueError, match=r"weights has 1 for domain 1, of 1001; allowed: enough for one of the 100"
+    ):
+        MixtureOrder([60, 40], 0, weights=[1000, 1])

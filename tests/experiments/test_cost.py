@@ -5,9 +5,10 @@ import json
 import pytest
 
 from configs.dual_encoder import mixture
+from configs.generative_retrieval import medquad, query_generator
 from configs.language_model import corpora
 from configs.pod import moe_deepseek, moe_olmoe
-from experiments import cost
+from experiments import cost, planning
 from experiments.cli import UsageError
 
 
@@ -70,6 +71,26 @@ def test_a_sparse_config():
     text = "\n".join(cost.lines(found))
     assert "| experts   |     49,152 |             12,288 |" in text
     assert "block/feed_forward" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "positions"),
+    [(medquad, 16 + 13), (query_generator, 48 + 32)],  # a text and a title's symbols; a document and a query
+)
+def test_configs_of_generative_retrieval(module, positions):
+    config = module.get_config("width=64,layers=1,steps=9,batch=4").to_dict()
+    found = cost.of(config)
+    assert found["tokens_of_a_batch"] == 4 * positions
+    assert found["flops_per_token"]["forward"]["matmul"] > 0
+    assert found["not_counted"] == []
+
+
+def test_the_batch_of_a_query_generator():
+    config = query_generator.get_config("batch=4,length=20").to_dict()
+    planning.check_fields(config)
+    read, written = dict.fromkeys(("tokens", "mask", "segments"), (4, 20)), (4, 32)
+    assert planning.batch_shapes(config) == {**read, "targets": written, "target_mask": written}
 
 
 def test_a_config_without_a_family_is_refused():

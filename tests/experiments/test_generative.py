@@ -3,6 +3,7 @@ added to it; errors."""
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,10 +13,12 @@ from configs.generative_retrieval import continual, medquad
 from corpora import beir
 from corpora.mixture_order import MixtureOrder
 from corpora.tables import Document, Judgement, Query, Tables
+from dual_encoder.trained import Trained
 from eval import results, trec
-from experiments import compare, run_dirs, search
+from experiments import compare, rerank, run_dirs, search
 from experiments.cli import UsageError
 from experiments.generative import Experiment
+from experiments.generative_search import Searcher
 from generative_retrieval.docids import Docids
 from training.build import SpecError
 from training.checkpoints import CheckpointError
@@ -42,7 +45,7 @@ def config(folder, scheme="naive", **given):
     made.optimizer.optimizer.learning_rate.peak = 1e-2
     made.schedule.update(eval_every=6, save_every=3, log_every=4)
     made.evaluation.update(beams=4, results=4, batch_size=8, measures=("hits@1", "hits@4", "mrr@4"))
-    made.evaluation.update(dev_measures=("hits@4", "mrr@4"), run_depth=4)
+    made.evaluation.update(dev_measures=("hits@4", "mrr@4"), run_depth=4, tune_measure="mrr@4")
     made.schedule.best_measure = "dev/hits@4"
     made.evaluation.bm25_grid.update(k1=(0.9,), b=(0.4,), title_weight=(1.0,))
     made.mesh.axes.data = 1
@@ -174,6 +177,49 @@ def test_what_search_refuses(run_dir, program, tmp_path):
         status, _, err = program("--query=x", *arguments)
         assert status == 2
         assert message in err
+    for family, arguments, message in (
+        ("language", [], "the run is of experiments.language.Experiment, which finds nothing; allowed"),
+        ("contrastive", ["--beams=2"], "--beams is for generative retrievers; "),
+    ):
+        other = tmp_path / family
+        other.mkdir()
+        (other / "config.json").write_text(json.dumps({"family": f"experiments.{family}.Experiment"}))
+        status, _, err = program("--query=x", *arguments, workdir=other)
+        assert (status, message in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_removed_document_is_found_by_no_system(run_dir, folder):
+    """Neither where a run is evaluated nor where it is searched."""
+    systems = ("generative", "bm25", "hybrid")
+    found = lambda of: [
+        {doc_id for hits in trec.read_run(of / "runs" / f"{system}.trec").values() for doc_id in hits}
+        for system in systems
+    ]
+    removed = sorted(set.intersection(*found(run_dir)))[:2]
+    assert len(removed) == 2
+    copy = folder / "removed"
+    shutil.copytree(run_dir, copy)
+    (folder / "removed.txt").write_text("\n".join(removed))
+    stored = run_dirs.load_config(run_dir)
+    stored["docids"]["removed"] = str(folder / "removed.txt")
+    (copy / "config.json").write_text(json.dumps(stored))
+    run_dirs.reopen(copy).evaluate()
+    assert not any(set(removed) & of_system for of_system in found(copy))
+    hits = Searcher.load(copy, stored, k=DOCUMENTS).search(f"what is {WORDS[3]}", k=DOCUMENTS)
+    assert {hit.doc_id for hit in hits} == {f"d{i}" for i in range(DOCUMENTS)} - set(removed)
+
+
+def test_a_dual_encoders_program_names_the_family_it_needs(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rerank", f"--workdir={run_dir}", "--run=x"])
+    with pytest.raises(SystemExit):
+        rerank.main()
+    assert capsys.readouterr().err == (
+        "error: the run is of experiments.generative.Experiment; allowed: a run of a dual encoder, whose "
+        "task is dual_encoder.task.Contrastive\n"
+    )
+    with pytest.raises(SpecError, match="allowed: a run of a dual encoder"):
+        Trained.load(run_dir, run_dirs.load_config(run_dir))
 
 
 def test_docids_are_never_those_of_other_documents(run_dir, folder, tmp_path):
@@ -303,7 +349,12 @@ def test_every_scheme_of_the_config_has_room_in_the_model(folder, tmp_path, sche
         ("text.length", 0, "config.text: length is 0; it must be at least 1"),
         ("batch.batch_size", 0, "config.batch: batch_size is 0"),
         ("evaluation.beams", 0, "config.evaluation: beams is 0; it must be at least 1"),
-        ("evaluation.results", 2, "results is 2; hits@4 needs 4 or more"),
+        ("evaluation.results", 2, "results is 2; hits@4 of measures needs 4 or more"),
+        ("evaluation.measures", ("mrr@4", "map"), "measures has 'map'; allowed: those cut at a rank"),
+        ("evaluation.tune_measure", "mrr", "tune_measure has 'mrr'; allowed: those cut at a rank"),
+        ("evaluation.tune_measure", "recall@9", "results is 4; recall@9 of tune_measure needs 9 or more"),
+        ("evaluation.run_depth", 5, "run_depth is 5; allowed: 1 to 4, the documents that a query finds"),
+        ("docids.removed", "/nowhere", "config.docids.removed: /nowhere: No such file"),
         ("evaluation.length_penalty", -1.0, "length_penalty is -1.0; allowed: 0 or more"),
         ("indexing.sources", {}, "config.indexing: sources is empty"),
         ("indexing.sources.queries", 3, "config.indexing: sources.queries is 3; allowed"),
@@ -371,9 +422,9 @@ def test_a_shared_encoder_is_a_second_retriever_and_both_are_fused(folder):
     experiment = run_dirs.start(folder / "joint", made)
     experiment.train()
     read = experiment.evaluate()
-    assert set(read.means) == {"bm25_plain", "bm25", "generative", "dense", "both", "hybrid"}
-    assert 0 <= read.meta["fusion_weight_with_dense"] <= 1
+    assert set(read.means) == {"bm25_plain", "bm25", "generative", "dense", "hybrid_dense", "hybrid"}
+    assert 0 <= read.meta["fusion_weight_dense"] <= 1
     assert read.means["dense"]["hits@4"] > 4 / DOCUMENTS  # better than by chance
     runs = [trec.read_run(folder / "joint" / "runs" / f"{name}.trec") for name in ("generative", "dense")]
-    for query_id, hits in trec.read_run(folder / "joint" / "runs" / "both.trec").items():
+    for query_id, hits in trec.read_run(folder / "joint" / "runs" / "hybrid_dense.trec").items():
         assert set(hits) <= set(runs[0][query_id]) | set(runs[1][query_id])

@@ -1,5 +1,6 @@
 """A query generator from config to files of queries: trained, evaluated, drawn from, stopped and resumed."""
 
+import dataclasses
 import json
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from configs.generative_retrieval import query_generator as configs
 from corpora import beir
 from corpora.tables import DataError, Document, Judgement, Query, Tables
-from dual_encoder import vectors
+from dual_encoder import retriever, vectors
 from eval import results
 from experiments import cli, generate_queries, round_trip, run_dirs
 from experiments.cli import UsageError
@@ -209,8 +210,8 @@ class OneHot:
 
 def test_a_dual_encoder_finds_documents_by_their_passages(tmp_path, folder, monkeypatch):
     dataset = Experiment(config(folder), tmp_path).dataset
-    monkeypatch.setattr(round_trip.Trained, "load", lambda *_: OneHot())
-    monkeypatch.setattr(round_trip.run_dirs, "load_config", lambda _: {})
+    monkeypatch.setattr(retriever.Trained, "load", lambda *_: OneHot())
+    (tmp_path / "config.json").write_text("{}")
     passages = np.zeros((37, 4), np.float32)  # the first document has two, of which one is like query 1
     passages[[0, 1, 2, 3], [0, 1, 2, 3]] = 1
     text_of_row = np.array([0, *range(36)])
@@ -224,8 +225,11 @@ def test_a_dual_encoder_finds_documents_by_their_passages(tmp_path, folder, monk
     assert round_trip.ranks(search, ["1", "2", "3"], rows, 5).tolist() == [1, 1, 4]  # ties by row: 2 0 1 3
     assert round_trip.ranks(search, ["1", "2", "3"], rows, 3).tolist() == [1, 1, round_trip.NONE]
     OneHot.step = 2
-    with pytest.raises(DataError, match=r"does not go with .*step is 1 there and 2 here"):
+    with pytest.raises(DataError, match=r"another checkpoint .*step is 1 there and 2 here"):
         round_trip.dual_encoder(tmp_path, dataset)
+    OneHot.step = 1
+    with pytest.raises(DataError, match=r"other documents than these .*texts_hash is .* there"):
+        round_trip.dual_encoder(tmp_path, dataclasses.replace(dataset, corpus_hash="another"))
 
 
 @pytest.mark.parametrize(

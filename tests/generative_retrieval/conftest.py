@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks.constrained_sampling import draw_world
 from generative_retrieval.docids import NONE
 from generative_retrieval.speller import Speller
 
@@ -155,8 +156,12 @@ def python_search():
     return reference
 
 
-def pair_spec(words=20, symbols=5, width=8, dropout=0.1):
-    """The config of a small `models.EncoderDecoder`."""
+def pair_spec(words=20, symbols=5, width=8, dropout=0.1, decoder_layers=1, bias=None):
+    """The config of a small `models.EncoderDecoder`; `bias` has fields of `RelativeBias`, None is none."""
+    biases = [None, None]
+    if bias is not None:
+        both = dict(name="backbones.relative.RelativeBias", heads=2) | bias
+        biases = [both, both | dict(bidirectional=False)]
     attention = dict(name="backbones.cached_attention.CachedAttention", heads=2)
     feed_forward = dict(name="moe.feed_forward.Dense", width=12)
     embed = dict(name="backbones.embedding.TokenEmbedding", width=width)
@@ -172,10 +177,11 @@ def pair_spec(words=20, symbols=5, width=8, dropout=0.1):
                 feed_forward=feed_forward,
                 dropout=dropout,
             ),
+            bias=biases[0],
         ),
         decoder=dict(
             name="backbones.decoder.TransformerDecoder",
-            num_layers=1,
+            num_layers=decoder_layers,
             embed=embed | dict(vocab_size=symbols),
             block=dict(
                 name="backbones.decoder_blocks.PreNorm",
@@ -184,11 +190,12 @@ def pair_spec(words=20, symbols=5, width=8, dropout=0.1):
                 feed_forward=feed_forward,
                 dropout=dropout,
             ),
+            bias=biases[1],
         ),
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pair():
     """The function `pair_spec`."""
     return pair_spec
@@ -220,7 +227,16 @@ def pad_trie():
     return padded
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick_jit():
     """jax.jit for programs that run so little that compiling them is what takes time."""
     return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="session")
+def world():
+    """24 ids of one to three symbols and END, with logits behind each beginning."""
+    made = draw_world(documents=24, size=5, length=4, seed=1, closed=True)
+    assert len(set((made.symbols_NT >= 0).sum(axis=1))) == 3
+    assert made.trie.num_documents == 24  # built here, not within a function that is traced
+    return made

@@ -1,7 +1,6 @@
 """Beam search against the scores of every id, a search in Python, and tries of the live documents alone."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,14 @@ from generative_retrieval.docids import NONE
 from training.build import build
 
 V, T, B, K, MOST = 6, 4, 2, 3, 24  # MOST documents
-# These programs run little, so that compiling them is what takes time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def test_as_wide_as_the_corpus_it_is_exhaustive(tables, make_ids, pad_trie, monkeypatch):
+def test_as_wide_as_the_corpus_it_is_exhaustive(tables, make_ids, pad_trie, quick_jit, monkeypatch):
     length_penalty = 1.0
     monkeypatch.setattr(trie, "_TABLE", 1)
     rng, model, seeds = np.random.default_rng(0), tables(V, T), np.arange(B)
 
-    @jit
+    @quick_jit
     def search(built, live):
         settings = dict(beams=MOST, results=MOST, length_penalty=length_penalty)
         return beam.search(model.speller(seeds), built, live=live, **settings)
@@ -47,11 +44,11 @@ def test_as_wide_as_the_corpus_it_is_exhaustive(tables, make_ids, pad_trie, monk
 
 
 @pytest.fixture
-def search_random(tables, make_ids, pad_trie):
+def search_random(tables, make_ids, pad_trie, quick_jit):
     """The function `(seed, count, closed) -> None` that draws a trie and checks what is found in it."""
     model = tables(V, T)
 
-    @jit
+    @quick_jit
     def search(built, live, seeds):
         return beam.search(model.speller(seeds), built, beams=K, results=K, live=live)
 
@@ -94,7 +91,7 @@ def test_only_live_documents_are_found_as_if_there_were_no_others(search_random,
 
 
 def test_it_stops_early_with_the_best_of_a_search_to_the_end(
-    tables, make_ids, pad_trie, python_search, monkeypatch
+    tables, make_ids, pad_trie, python_search, quick_jit, monkeypatch
 ):
     length_penalty, seeds = 1.0, range(50)
     monkeypatch.setattr(trie, "_TABLE", 1)
@@ -103,7 +100,7 @@ def test_it_stops_early_with_the_best_of_a_search_to_the_end(
         speller, step=lambda *given: (jax.debug.callback(lambda: steps.append(1)), speller.step(*given))[1]
     )
 
-    @jit
+    @quick_jit
     def search(built, seeds):
         settings = dict(beams=K, results=2, length_penalty=length_penalty)
         return beam.search(counted(model.speller(seeds)), built, **settings)
@@ -126,21 +123,23 @@ def test_it_stops_early_with_the_best_of_a_search_to_the_end(
     assert 2 * len(seeds) < len(steps) < T * len(seeds)  # some searches stopped before the longest id's end
 
 
-def test_renormalized_over_what_leads_on_the_scores_of_all_live_documents_add_up_to_one(tables, make_ids):
+def test_renormalized_over_what_leads_on_the_scores_of_all_live_documents_add_up_to_one(
+    tables, make_ids, quick_jit
+):
     symbols_NT = make_ids(np.random.default_rng(0), MOST, V, T)
     built, there_N = trie.build(symbols_NT, V), np.arange(len(symbols_NT)) % 3 > 0
     settings = dict(beams=MOST, results=MOST, renormalize=True)
     search = lambda live: beam.search(tables(V, T).speller([0, 1]), built, live=live, **settings)
-    scores_Bn = jit(search)(built.live(there_N)).scores_Bn
+    scores_Bn = quick_jit(search)(built.live(there_N)).scores_Bn
     assert np.isfinite(scores_Bn).sum(axis=1).tolist() == [there_N.sum()] * 2
     np.testing.assert_allclose(np.exp(scores_Bn).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_ties_go_to_the_lower_symbol_in_the_beam_and_to_the_lower_row_among_results(tables):
+def test_ties_go_to_the_lower_symbol_in_the_beam_and_to_the_lower_row_among_results(tables, quick_jit):
     """All symbols are alike. Three beams hold 1, 2, 3, then 11, 12, 13: rows 4, 2 and 0."""
     symbols_NT = np.array([[1, 3], [3, 1], [1, 2], [2, 1], [1, 1]], np.int32)
     built = trie.build(symbols_NT, 4)
-    found = jit(lambda: beam.search(tables(4, 2, scale=0.0).speller([0]), built, beams=3, results=3))()
+    found = quick_jit(lambda: beam.search(tables(4, 2, scale=0.0).speller([0]), built, beams=3, results=3))()
     assert found.documents_Bn.tolist() == [[0, 2, 4]]
     np.testing.assert_allclose(found.scores_Bn, np.full((1, 3), -2 * np.log(4)), rtol=1e-6)
 
@@ -188,53 +187,27 @@ class Uncached:
 
 
 @pytest.fixture(scope="module")
-def spelled():
+def spelled(make_pair, quick_jit):
     """A tiny encoder-decoder, its variables, 8 queries, and ids."""
-    attention = dict(name="backbones.cached_attention.CachedAttention", heads=2)
-    stack = dict(
-        num_layers=1,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=V, width=8),
-        block=dict(
-            name="backbones.decoder_blocks.PreNorm",
-            attention=attention,
-            cross_attention=attention,
-            feed_forward=dict(name="moe.feed_forward.Dense", width=12),
-        ),
-    )
-    bias = lambda both: dict(name="backbones.relative.RelativeBias", heads=2, bidirectional=both)
-    encoder = dict(name="backbones.blocks.PreNorm", feed_forward=stack["block"]["feed_forward"])
-    encoder["attention"] = dict(name="backbones.attention.SelfAttention", heads=2)
-    model = build(
-        dict(
-            name="generative_retrieval.models.EncoderDecoder",
-            encoder=dict(
-                stack,
-                name="backbones.encoder.TransformerEncoder",
-                block=encoder,
-                num_layers=1,
-                bias=bias(True),
-            ),
-            decoder=dict(stack, name="backbones.decoder.TransformerDecoder", bias=bias(False)),
-        )
-    )
+    model = build(make_pair(words=V, symbols=V, bias={}))
     rng = np.random.default_rng(0)
     mask = np.arange(5) < rng.integers(1, 6, (8, 1))
     batch = {"tokens": rng.integers(0, V, (8, 5), dtype=np.int32), "mask": mask.astype(np.int32)}
     ids = 1 + np.stack(np.unravel_index(rng.choice((V - 1) ** T, 60, replace=False), (V - 1,) * T), axis=1)
     symbols_NT = ids.astype(np.int32)
     first = {name: x[: len(batch["tokens"])] for name, x in exhaustive.targets(symbols_NT).items()}
-    variables = jit(model.init)(jax.random.key(0), batch | first)
+    variables = quick_jit(model.init)(jax.random.key(0), batch | first)
     sharper = jax.tree.map(lambda x: x * 2, variables)  # so that queries differ in what they find
     return model, sharper, batch, symbols_NT
 
 
 @pytest.fixture(scope="module")
-def search_spelled(spelled):
+def search_spelled(spelled, quick_jit):
     """The compiled search, and what it finds on one device."""
     model, variables, batch, symbols_NT = spelled
     built = trie.build(symbols_NT, V)
 
-    @jit
+    @quick_jit
     def search(variables, batch):
         return beam.search(spellers.of(model, variables, batch), built, beams=4, results=4)
 
@@ -259,10 +232,10 @@ def test_a_batch_split_over_eight_devices_finds_the_same(spelled, search_spelled
 
 
 @pytest.mark.slow
-def test_without_a_cache_it_finds_the_same(spelled, search_spelled):
+def test_without_a_cache_it_finds_the_same(spelled, search_spelled, quick_jit):
     model, variables, batch, symbols_NT = spelled
     built = trie.build(symbols_NT, V)
-    plain = jit(
+    plain = quick_jit(
         lambda variables, batch: beam.search(
             Uncached(model, variables, batch).speller(), built, beams=4, results=4
         )

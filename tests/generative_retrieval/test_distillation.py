@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from corpora.tables import DataError
 from corpora.tokens import TokenTable
-from dual_encoder import vectors
+from dual_encoder import retriever, vectors
 from dual_encoder.retriever import vectors_folder
 from generative_retrieval import distillation, exhaustive, indexing, speller
 from generative_retrieval.distillation import list_net, rank_net
@@ -162,14 +163,21 @@ def test_a_dual_encoder_ranks_the_indexed_documents(tmp_path, monkeypatch):
     vectors.write(vectors_folder(tmp_path), {}, ids, 2, encode, title="x")
     (tmp_path / "config.json").write_text("{}")
     asked = {"one": [1.0, 0.0], "two": [0.0, 1.0]}
+    about = {}
     trained = types.SimpleNamespace(
-        queries=lambda texts: (np.array([asked[t] for t in texts], np.float32), np.arange(len(texts)))
+        queries=lambda texts: (np.array([asked[t] for t in texts], np.float32), np.arange(len(texts))),
+        identity=lambda: about,
     )
-    monkeypatch.setattr(distillation.Trained, "load", lambda *args, **kwargs: trained)
+    monkeypatch.setattr(retriever.Trained, "load", lambda *_: trained)
     source = source_of(["z", "y", "x", "w"], [0, 2, 3])
     rows, scores = distillation.dense(source, ["two", "one"], run=str(tmp_path), count=4)
     assert rows.tolist() == [[0, 2, 3, -1], [3, 2, 0, -1]]
     np.testing.assert_allclose(scores, [[1, 0.5, 0, 0], [1, 0.5, 0, 0]], atol=1e-6)
+    with pytest.raises(DataError, match=r"no vectors of 1 of 4 documents, such as 'y'"):
+        distillation.dense(source_of(["z", "y", "x", "w"], range(4)), [], run=str(tmp_path), count=4)
+    about["step"] = 3  # trained on since
+    with pytest.raises(DataError, match=r"its best one now \(step is None there and 3"):
+        distillation.dense(source, [], run=str(tmp_path), count=4)
 
 
 def test_refuses(make_pair):

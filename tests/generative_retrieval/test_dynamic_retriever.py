@@ -1,5 +1,8 @@
 """One vector a document: the softmax by hand, a dense beginning, and its table in parts on a mesh."""
 
+import json
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,13 @@ import optax
 import pytest
 
 from corpora.tables import DataError
-from dual_encoder import vectors
+from dual_encoder import retriever, vectors
 from dual_encoder.retriever import vectors_folder
+from experiments import generative_docids
+from experiments.cli import UsageError
 from generative_retrieval import beam, speller, trie
-from generative_retrieval.dynamic_retriever import dense
+from generative_retrieval.docids import Docids
+from generative_retrieval.dynamic_retriever import OverDense
 from training import mesh as meshes
 from training import rules
 from training.activations import constrained
@@ -19,6 +25,7 @@ from training.mesh import Layout
 from training.task import create
 
 D, N, B = 4, 6, 8
+OVER_DENSE = "generative_retrieval.dynamic_retriever.OverDense"
 
 
 def spec(normalize=False, **fields):
@@ -108,7 +115,7 @@ def store(run, rows, width=D, passages=1):
 
 def test_over_dense_begins_with_the_vectors_of_a_run(tmp_path):
     store(tmp_path, N)
-    initial = dict(name="generative_retrieval.dynamic_retriever.dense", run=str(tmp_path), temperature=0.5)
+    initial = dict(name=OVER_DENSE, run=str(tmp_path), temperature=0.5)
     model = build(spec(initial=initial, spare=1))
     table = jax.jit(model.init)(jax.random.key(0), batch())["params"]["rows"]["table"]
     np.testing.assert_allclose(table[1 : 1 + N, 0], 2 * np.arange(1, N + 1), rtol=1e-6)
@@ -120,14 +127,47 @@ def test_over_dense_begins_with_the_vectors_of_a_run(tmp_path):
 def test_over_dense_refuses_vectors_that_do_not_fit(tmp_path, wrong):
     store(tmp_path, **wrong)
     with pytest.raises(DataError, match=f"allowed: one of width {D} for each, of at most {N}"):
-        dense(jax.random.key(0), (1 + N, D), run=str(tmp_path))
+        OverDense(str(tmp_path))(jax.random.key(0), (1 + N, D))
+
+
+def test_over_dense_refuses_other_documents_and_another_checkpoint(tmp_path, monkeypatch):
+    store(tmp_path, N)
+    (tmp_path / "config.json").write_text("{}")
+    about = {}
+    trained = types.SimpleNamespace(identity=lambda: about)
+    monkeypatch.setattr(retriever.Trained, "load", lambda *_: trained)
+    model = build(spec(initial=dict(name=OVER_DENSE, run=str(tmp_path))))
+    ids = [str(i) for i in range(N + 1)]
+    model.check(ids)
+    for other, first in ((ids[:2] + ids[:1:-1], 2), (ids[:-2], N - 1)):
+        with pytest.raises(DataError, match=rf"document {first} of .* is '{first}', which is another"):
+            model.check(other)
+    about["step"] = 3
+    with pytest.raises(DataError, match=r"its best one now \(step is None there and 3"):
+        model.check(ids)
+    build(spec()).check(ids)  # nothing to look at
+
+
+def test_more_documents_than_a_model_has_are_refused(tmp_path):
+    ids = ["a", "b", "c"]
+    Docids(np.arange(1, 4, dtype=np.int32)[:, None], 4, "atomic").save(tmp_path / "docids.npz")
+    (tmp_path / "docids.json").write_text(json.dumps(generative_docids._of_documents(ids)))
+
+    def of(documents):
+        task = types.SimpleNamespace(model=build(spec(documents=documents, spare=4)))
+        dataset = types.SimpleNamespace(doc_ids=ids)
+        return generative_docids.of(types.SimpleNamespace(run_dir=tmp_path, dataset=dataset, task=task))
+
+    assert len(of(3)) == 3
+    with pytest.raises(UsageError, match="documents of the model is 2, but 3 have docids; allowed: 3"):
+        of(2)
 
 
 def test_refuses_longer_ids_and_no_documents():
     with pytest.raises(ValueError, match="ids have up to 2 symbols; allowed with DynamicRetriever: 1"):
         build(spec()).init(jax.random.key(0), {**batch(), "targets": np.ones((B, 2), np.int32)})
-    with pytest.raises((SpecError, ValueError), match="documents is 0 and spare 0; allowed: at least 1"):
-        build(spec(documents=0)).init(jax.random.key(0), batch())
+    with pytest.raises(SpecError, match="documents is 0 and spare 0; allowed: at least 1"):
+        build(spec(documents=0))
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(2, 4), pytest.param(1, 8, marks=pytest.mark.slow)])

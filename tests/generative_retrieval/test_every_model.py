@@ -13,84 +13,38 @@ from training.build import build
 
 WORDS, V, D, B, S, T = 20, 5, 8, 2, 6, 4
 
-ATTENTION = {"name": "backbones.cached_attention.CachedAttention", "heads": 2}
-FEED_FORWARD = {"name": "moe.feed_forward.Dense", "width": 12}
-TEXT = {"name": "backbones.embedding.TokenEmbedding", "vocab_size": WORDS, "width": D}
-DOCID = {**TEXT, "vocab_size": V}
-BIAS = {"name": "backbones.relative.RelativeBias", "heads": 2, "num_buckets": 4, "max_distance": 4}
-ENCODER = {
-    "name": "backbones.encoder.TransformerEncoder",
-    "num_layers": 1,
-    "embed": TEXT,
-    "block": {
-        "name": "backbones.blocks.PreNorm",
-        "attention": {"name": "backbones.attention.SelfAttention", "heads": 2},
-        "feed_forward": FEED_FORWARD,
-        "dropout": 0.1,
-    },
-}
-BLOCK = {
-    "name": "backbones.decoder_blocks.PreNorm",
-    "attention": ATTENTION,
-    "cross_attention": ATTENTION,
-    "feed_forward": FEED_FORWARD,
-    "dropout": 0.1,
-}
-DECODER = {
-    "name": "backbones.decoder.TransformerDecoder",
-    "num_layers": 2,
-    "embed": DOCID,
-    "block": BLOCK,
-    "bias": {**BIAS, "bidirectional": False},
-}
-ALONE = {
-    **DECODER,
-    "embed": {"name": "generative_retrieval.decoder_only.TwoTables", "text": TEXT, "docid": DOCID},
-    "block": {**BLOCK, "cross_attention": None},
-    "bias": BIAS,
-}
-PREFIX_LM = {"name": "backbones.masks.prefix_lm"}
-TOWER = {
-    "name": "dual_encoder.towers.Tower",
-    "encoder": ENCODER,
-    "pooler": {"name": "dual_encoder.poolers.mean"},
-    "normalize": False,
-}
-PAIR = {"name": "generative_retrieval.models.EncoderDecoder", "encoder": ENCODER, "decoder": DECODER}
-MODELS = {
-    "decoder alone, prefix": {
-        "name": "generative_retrieval.decoder_only.DecoderOnly",
-        "decoder": {**ALONE, "visible": PREFIX_LM},
-    },
-    "decoder alone, causal": {"name": "generative_retrieval.decoder_only.DecoderOnly", "decoder": ALONE},
-    "prefix-aware": {
-        "name": "generative_retrieval.pawa.PrefixAware",
-        "encoder": ENCODER,
-        "decoder": DECODER,
-        "adaptor_block": {**BLOCK, "name": "backbones.decoder_blocks.PostNorm"},
-        "adaptor_layers": 2,
-    },
-    "one vector a document": {
-        "name": "generative_retrieval.dynamic_retriever.DynamicRetriever",
-        "tower": TOWER,
-        "documents": 7,
-        "spare": 2,
-    },
-    "shared encoder": {
-        "name": "generative_retrieval.joint.SharedEncoder",
-        "generator": PAIR,
-        "pooler": {"name": "dual_encoder.poolers.mean"},
-    },
-}
+NAMES = (
+    "decoder alone, prefix",
+    "decoder alone, causal",
+    "prefix-aware",
+    "one vector a document",
+    "shared encoder",
+)
 _LIKE_ANOTHER = ("decoder alone, causal", "shared encoder")
 each_model = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _LIKE_ANOTHER else name for name in MODELS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _LIKE_ANOTHER else name for name in NAMES]
 )
 
 
-@functools.cache
-def built(name):
-    return build(MODELS[name])
+@pytest.fixture(scope="module")
+def built(make_pair):
+    """The models by name."""
+    pair = make_pair(WORDS, V, D, decoder_layers=2, bias=dict(num_buckets=4, max_distance=4))
+    encoder, decoder, mean = pair["encoder"], pair["decoder"], dict(name="dual_encoder.poolers.mean")
+    block, of = decoder["block"], "generative_retrieval"
+    tables = dict(name=f"{of}.decoder_only.TwoTables", text=encoder["embed"], docid=decoder["embed"])
+    alone = decoder | dict(embed=tables, block=block | dict(cross_attention=None), bias=encoder["bias"])
+    prefix = alone | dict(visible=dict(name="backbones.masks.prefix_lm"))
+    adaptor = dict(adaptor_block=block | dict(name="backbones.decoder_blocks.PostNorm"), adaptor_layers=2)
+    tower = dict(name="dual_encoder.towers.Tower", encoder=encoder, pooler=mean, normalize=False)
+    specs = (
+        dict(name=f"{of}.decoder_only.DecoderOnly", decoder=prefix),
+        dict(name=f"{of}.decoder_only.DecoderOnly", decoder=alone),
+        pair | adaptor | dict(name=f"{of}.pawa.PrefixAware"),
+        dict(name=f"{of}.dynamic_retriever.DynamicRetriever", tower=tower, documents=7, spare=2),
+        dict(name=f"{of}.joint.SharedEncoder", generator=pair, pooler=mean),
+    )
+    return {name: build(spec) for name, spec in zip(NAMES, specs, strict=True)}
 
 
 def ids_of(name, make_ids):
@@ -109,19 +63,29 @@ def with_targets(batch, ids_BT):
     return {**batch, **exhaustive.targets(ids_BT)}
 
 
-@functools.cache
-def random_variables(name):
-    """Initial parameters, each moved so that no scale is 1 and no bias 0."""
-    batch = with_targets(texts(), np.ones((B, 1), np.int32))
-    variables = jax.eval_shape(built(name).init, jax.random.key(0), batch)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.6, p.shape), jnp.float32), variables)
+@pytest.fixture(scope="module")
+def random_variables(built):
+    """The function from a name to initial parameters, each moved so that no scale is 1 and no bias 0."""
+
+    @functools.cache
+    def of(name):
+        batch = with_targets(texts(), np.ones((B, 1), np.int32))
+        variables = jax.eval_shape(built[name].init, jax.random.key(0), batch)
+        rng = np.random.default_rng(1)
+        return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.6, p.shape), jnp.float32), variables)
+
+    return of
 
 
-@functools.cache
-def forced(name):
-    """The model's logits of a batch, compiled."""
-    return jax.jit(lambda batch: built(name).apply(random_variables(name), batch).logits)
+@pytest.fixture(scope="module")
+def forced(built, random_variables):
+    """The function from a name to the model's logits of a batch, compiled."""
+
+    @functools.cache
+    def of(name):
+        return jax.jit(lambda batch: built[name].apply(random_variables(name), batch).logits)
+
+    return of
 
 
 def rows_of(ids_NT, batch):
@@ -131,14 +95,16 @@ def rows_of(ids_NT, batch):
 
 
 @each_model
-def test_a_search_as_wide_as_the_corpus_equals_teacher_forcing(name, make_ids):
+def test_a_search_as_wide_as_the_corpus_equals_teacher_forcing(
+    name, make_ids, built, random_variables, forced
+):
     ids_NT = ids_of(name, make_ids)
     count = len(ids_NT)
-    documents = trie.build(ids_NT, built(name).docid_size)
+    documents = trie.build(ids_NT, built[name].docid_size)
 
     @jax.jit
     def search(variables):
-        queries = speller.of(built(name), variables, texts())
+        queries = speller.of(built[name], variables, texts())
         return beam.search(queries, documents, beams=count, results=count)
 
     found = search(random_variables(name))
@@ -153,7 +119,7 @@ def test_a_search_as_wide_as_the_corpus_equals_teacher_forcing(name, make_ids):
 
 
 @each_model
-def test_what_is_under_the_mask_changes_nothing(name, make_ids):
+def test_what_is_under_the_mask_changes_nothing(name, make_ids, forced):
     ids_NT = ids_of(name, make_ids)
     batch = rows_of(ids_NT, texts())
     other = np.where(batch["mask"], batch["tokens"], 7)
@@ -164,7 +130,7 @@ def test_what_is_under_the_mask_changes_nothing(name, make_ids):
 
 
 @each_model
-def test_a_symbol_sees_only_those_before_it(name, make_ids):
+def test_a_symbol_sees_only_those_before_it(name, make_ids, forced):
     ids_NT = ids_of(name, make_ids)
     batch = rows_of(np.full_like(ids_NT, 1), texts())
     other = batch["targets"].copy()
@@ -177,8 +143,8 @@ def test_a_symbol_sees_only_those_before_it(name, make_ids):
 
 @pytest.mark.slow
 @each_model
-def test_every_parameter_is_trained(name, make_ids):
-    model, batch = built(name), with_targets(texts(), ids_of(name, make_ids)[:B])
+def test_every_parameter_is_trained(name, make_ids, built, random_variables):
+    model, batch = built[name], with_targets(texts(), ids_of(name, make_ids)[:B])
 
     @jax.jit
     @jax.grad
@@ -195,6 +161,6 @@ def test_every_parameter_is_trained(name, make_ids):
 
 
 @each_model
-def test_sizes_of_its_vocabularies(name):
-    assert built(name).text_size == WORDS
-    assert built(name).docid_size == (10 if name == "one vector a document" else V)
+def test_sizes_of_its_vocabularies(name, built):
+    assert built[name].text_size == WORDS
+    assert built[name].docid_size == (10 if name == "one vector a document" else V)

@@ -58,6 +58,13 @@ def test_generated_queries_come_from_a_file(source, tmp_path):
     with pytest.raises(DataError, match=r"queries.jsonl:2: no JSON object with doc_id and text"):
         indexing.generated(source, file=str(file))
     file.write_text('{"doc_id": "b", "text": "52"}\n')
+    assert len(indexing.generated(source, file=str(file))) == 0  # a document that is there, but not indexed
+    file.write_text('{"doc_id": "a", "text": 5}\n')
+    with pytest.raises(
+        DataError, match=r"queries.jsonl:1: no JSON object with doc_id and text, both strings"
+    ):
+        indexing.generated(source, file=str(file))
+    file.write_text('{"doc_id": "other", "text": "52"}\n')
     with pytest.raises(DataError, match="no query for a document"):
         indexing.generated(source, file=str(file))
 
@@ -68,6 +75,7 @@ def test_a_batch_has_texts_and_ids(source):
     batch = make(np.array([3, 1, 0]), 0)
     assert batch["tokens"].tolist() == [[42, 0, 0, 0], [6, 30, 31, 0], [5, 10, 11, 12]]
     assert batch["mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["segments"].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]  # a title's tokens
     assert batch["documents"].tolist() == [0, 2, 0]
     assert batch["targets"].tolist() == [[1, 2], [3, 0], [1, 2]]
     assert batch["target_mask"].tolist() == [[1, 1], [1, 0], [1, 1]]

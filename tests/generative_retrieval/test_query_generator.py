@@ -236,8 +236,8 @@ def test_what_is_drawn_for_a_document_depends_on_it_alone(tokenizer):
     def drawn(rows, batch_size=16, devices=1, queries=3):
         mesh = meshes.data_mesh(jax.devices()[:devices])
         generate = Generator(
-            model, mesh, Sampling(), queries=queries, document_length=8, query_length=3, seed=3,
-            batch_size=batch_size,
+            model, mesh, meshes.Layout(), Sampling(), queries=queries, document_length=8, query_length=3,
+            seed=3, batch_size=batch_size,
         )  # fmt: skip
         part = TextSettings(8, 3).documents(tokenizer, [DOCUMENTS[row] for row in rows])
         return generate(meshes.replicate(variables, mesh), part, np.asarray(rows))
@@ -256,6 +256,7 @@ def test_numbers_of_a_generator_are_checked(generator, field):
         Generator(
             generator[0],
             meshes.data_mesh(),
+            meshes.Layout(),
             Sampling(),
             document_length=8,
             query_length=LENGTH,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks.constrained_sampling import World, draw_world, kl, share
+from experiments.benchmarks.constrained_sampling import World, kl, share
 from generative_retrieval import sampling
 from generative_retrieval.trie import Live
 
@@ -14,33 +14,24 @@ _SUBSETS = np.stack([np.ones(24, bool), np.random.default_rng(0).random(24) < 0.
 _ALL, _SOME, _NONE = range(3)
 
 
-@functools.cache
-def _world() -> World:
-    """24 ids of one to three symbols and END."""
-    world = draw_world(documents=24, size=5, length=4, seed=1, closed=True)
-    assert len(set((world.symbols_NT >= 0).sum(axis=1))) == 3
-    assert world.trie.num_documents == 24  # built here, not within a function that is traced
-    return world
+def _live(world, of_query_B) -> Live:
+    return world.trie.live(_SUBSETS, np.asarray(of_query_B))
 
 
-def _live(of_query_B) -> Live:
-    return _world().trie.live(_SUBSETS, np.asarray(of_query_B))
-
-
-def _sampled(rows, live=None, **arguments):
-    world = _world()
+def _sampled(world, rows, live=None, **arguments):
     sample = functools.partial(sampling.sample, world.speller(len(rows)), world.trie, **arguments)
     return jax.jit(sample)(sampling.keys(0, np.asarray(rows)), live=live)
 
 
-@functools.cache
-def _many():
+@pytest.fixture(scope="module")
+def many(world):
     """66 queries with 64 samples each: two with some documents, the last with none."""
-    return _sampled(range(66), _live([_ALL] * 63 + [_SOME] * 2 + [_NONE]), particles=64)
+    live = _live(world, [_ALL] * 63 + [_SOME] * 2 + [_NONE])
+    return _sampled(world, range(66), live, particles=64)
 
 
-def test_distribution_is_the_enumerated_one():
-    world, found = _world(), _many()
+def test_distribution_is_the_enumerated_one(world, many):
+    found = many
     documents = np.asarray(found.documents_BK[:63])
     np.testing.assert_allclose(found.log_p_BK[:63], world.log_p_of_ids()[documents], rtol=1e-5)
     np.testing.assert_allclose(found.log_q_BK[:63], np.log(world.masked())[documents], rtol=1e-4, atol=1e-5)
@@ -51,27 +42,26 @@ def test_distribution_is_the_enumerated_one():
     assert weights.mean() == pytest.approx(np.exp(world.log_p_of_ids()).sum(), abs=error)
 
 
-def test_masking_is_far_from_the_model():
-    assert kl(_world().masked(), _world().true()) > 0.05
+def test_masking_is_far_from_the_model(world):
+    assert kl(world.masked(), world.true()) > 0.05
 
 
-def test_only_live_documents_are_drawn():
-    documents = np.asarray(_many().documents_BK)
+def test_only_live_documents_are_drawn(world, many):
+    documents = np.asarray(many.documents_BK)
     assert _SUBSETS[_SOME][documents[63:65]].all()
-    expected = np.log(_world().masked(_SUBSETS[_SOME])[documents[63:65]])
-    np.testing.assert_allclose(_many().log_q_BK[63:65], expected, rtol=1e-4, atol=1e-5)
+    expected = np.log(world.masked(_SUBSETS[_SOME])[documents[63:65]])
+    np.testing.assert_allclose(many.log_q_BK[63:65], expected, rtol=1e-4, atol=1e-5)
     assert (documents[65] == -1).all()
-    assert (np.asarray(_many().log_p_BK[65]) == -np.inf).all()
+    assert (np.asarray(many.log_p_BK[65]) == -np.inf).all()
 
 
-def test_a_sample_depends_on_its_row_and_number_alone():
-    alone = _sampled([7], particles=3)
-    np.testing.assert_array_equal(alone.documents_BK[0], _many().documents_BK[7, :3])
-    assert len({tuple(row) for row in np.asarray(_many().documents_BK[:63]).tolist()}) == 63
+def test_a_sample_depends_on_its_row_and_number_alone(world, many):
+    alone = _sampled(world, [7], particles=3)
+    np.testing.assert_array_equal(alone.documents_BK[0], many.documents_BK[7, :3])
+    assert len({tuple(row) for row in np.asarray(many.documents_BK[:63]).tolist()}) == 63
 
 
-def test_greedy_takes_the_likeliest_that_leads_on():
-    world = _world()
+def test_greedy_takes_the_likeliest_that_leads_on(world):
     found = jax.jit(lambda: sampling.greedy(world.speller(1), world.trie))()
     left, log_p = np.arange(24), 0.0
     for depth in range(4):
@@ -86,9 +76,8 @@ def test_greedy_takes_the_likeliest_that_leads_on():
     assert float(found.log_q_BK[0, 0]) == pytest.approx(np.log(world.masked()[left[0]]), rel=1e-4)
 
 
-def test_temperature_divides_log_probabilities():
-    world = _world()
-    found = _sampled([0], particles=32, temperature=2.0)
+def test_temperature_divides_log_probabilities(world):
+    found = _sampled(world, [0], particles=32, temperature=2.0)
     halved = World(world.symbols_NT, tuple(table / 2 for table in world.logits))
     documents = np.asarray(found.documents_BK)
     np.testing.assert_allclose(found.log_q_BK, np.log(halved.masked())[documents], rtol=1e-4, atol=1e-5)
@@ -96,8 +85,7 @@ def test_temperature_divides_log_probabilities():
 
 
 @pytest.mark.parametrize("field", ["particles", "temperature"])
-def test_a_number_out_of_range_is_named(field):
-    world = _world()
+def test_a_number_out_of_range_is_named(world, field):
     arguments = dict(particles=1) | {field: 0}
     with pytest.raises(ValueError, match=f"{field} is 0; allowed"):
         sampling.sample(world.speller(1), world.trie, sampling.keys(0, np.arange(1)), **arguments)

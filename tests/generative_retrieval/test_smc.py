@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks.constrained_sampling import World, draw_world, kl, pooled, share
+from experiments.benchmarks.constrained_sampling import kl, pooled, share
 from generative_retrieval import rejection, sampling, smc
 
 _WEIGHTS = np.asarray([0.1, 0.0, 0.45, 0.05, 0.4])
@@ -17,25 +17,21 @@ _BATCH = 240
 _SUBSET_OF_QUERY = [0] * _BATCH + [1] * 60 + [2]
 
 
-@functools.cache
-def _world() -> World:
-    """24 ids of one to three symbols and END."""
-    world = draw_world(documents=24, size=5, length=4, seed=1, closed=True)
-    assert world.trie.num_documents == 24  # built here, not within a function that is traced
-    return world
-
-
-@functools.cache
-def _sampler(draw):
-    world = _world()
+@pytest.fixture(scope="module")
+def many(world):
+    """The function `(draw, first=0) -> smc.Weighted` of the queries from number `first`."""
+    live = world.trie.live(_SUBSETS, np.asarray(_SUBSET_OF_QUERY))
     sample = functools.partial(smc.sample, world.speller(len(_SUBSET_OF_QUERY)), world.trie)
-    return jax.jit(functools.partial(sample, particles=200, draw=draw, threshold=0.9))
 
+    @functools.cache
+    def sampler(draw):
+        return jax.jit(functools.partial(sample, particles=200, draw=draw, threshold=0.9))
 
-@functools.cache
-def _many(draw, first: int = 0) -> smc.Weighted:
-    live = _world().trie.live(_SUBSETS, np.asarray(_SUBSET_OF_QUERY))
-    return _sampler(draw)(sampling.keys(0, first + np.arange(len(_SUBSET_OF_QUERY))), live=live)
+    @functools.cache
+    def found(draw, first=0):
+        return sampler(draw)(sampling.keys(0, first + np.arange(len(_SUBSET_OF_QUERY))), live=live)
+
+    return found
 
 
 def _shares(found, rows) -> np.ndarray:
@@ -44,8 +40,8 @@ def _shares(found, rows) -> np.ndarray:
     return share(np.asarray(found.documents_BK), pooled(found), 24)
 
 
-def test_weighted_rejection_approaches_the_models_distribution():
-    world, found = _world(), _many(rejection.weighted)
+def test_weighted_rejection_approaches_the_models_distribution(world, many):
+    found = many(rejection.weighted)
     assert kl(world.masked(), world.true()) > 0.05
     assert kl(_shares(found, slice(_BATCH)), world.true()) < 1e-3
     weights_BK = np.exp(np.asarray(found.log_weights_BK[:-1]))
@@ -56,14 +52,14 @@ def test_weighted_rejection_approaches_the_models_distribution():
 
 
 @pytest.mark.slow
-def test_unweighted_rejection_is_plain_masking():
-    found = _many(rejection.unweighted)
-    assert kl(_shares(found, slice(_BATCH)), _world().masked()) < 1e-3
+def test_unweighted_rejection_is_plain_masking(world, many):
+    found = many(rejection.unweighted)
+    assert kl(_shares(found, slice(_BATCH)), world.masked()) < 1e-3
     np.testing.assert_allclose(found.log_normalizer_B[:_BATCH], 0, atol=1e-5)
 
 
-def test_only_live_documents_are_drawn():
-    world, found = _world(), _many(rejection.weighted)
+def test_only_live_documents_are_drawn(world, many):
+    found = many(rejection.weighted)
     documents = np.asarray(found.documents_BK)
     assert _SUBSETS[1][documents[_BATCH:-1]].all()
     assert kl(_shares(found, slice(_BATCH, -1)), world.true(_SUBSETS[1])) < 5e-3  # 12,000 samples
@@ -73,25 +69,25 @@ def test_only_live_documents_are_drawn():
 
 
 @pytest.mark.slow
-def test_evaluations_are_those_of_the_symbols_drawn():
-    weighted, unweighted = _many(rejection.weighted), _many(rejection.unweighted)
-    lengths_N = (_world().symbols_NT >= 0).sum(axis=1)
+def test_evaluations_are_those_of_the_symbols_drawn(world, many):
+    weighted, unweighted = many(rejection.weighted), many(rejection.unweighted)
+    lengths_N = (world.symbols_NT >= 0).sum(axis=1)
     for query in range(3):
         symbols = int(lengths_N[np.asarray(unweighted.documents_BK[query])].sum())
-        assert symbols <= int(unweighted.evaluations_B[query]) < symbols * _world().size
+        assert symbols <= int(unweighted.evaluations_B[query]) < symbols * world.size
     sums = [float(found.evaluations_B[:_BATCH].sum()) for found in (unweighted, weighted)]
     assert sums[0] < sums[1]
 
 
-def test_resampling_keeps_particles_whole():
+def test_resampling_keeps_particles_whole(world, many):
     """Wherever a particle comes from, its document has the probability of its own id."""
-    found = _many(rejection.weighted)
+    found = many(rejection.weighted)
     documents = np.asarray(found.documents_BK[:-1])
-    np.testing.assert_allclose(found.log_p_BK[:-1], _world().log_p_of_ids()[documents], rtol=1e-5)
+    np.testing.assert_allclose(found.log_p_BK[:-1], world.log_p_of_ids()[documents], rtol=1e-5)
 
 
-def test_a_query_depends_on_its_row_alone():
-    found, later = _many(rejection.weighted), _many(rejection.weighted, first=3)
+def test_a_query_depends_on_its_row_alone(many):
+    found, later = many(rejection.weighted), many(rejection.weighted, first=3)
     np.testing.assert_array_equal(later.documents_BK[5], found.documents_BK[8])
     assert (np.asarray(later.documents_BK[5]) != np.asarray(found.documents_BK[5])).any()
 
@@ -112,8 +108,7 @@ def test_draws_have_the_weights_as_their_mean(resample):
 
 
 @pytest.mark.parametrize(("field", "value"), [("particles", 0), ("threshold", 1.5), ("threshold", -0.1)])
-def test_a_number_out_of_range_is_named(field, value):
-    world = _world()
+def test_a_number_out_of_range_is_named(world, field, value):
     arguments = dict(particles=1) | {field: value}
     with pytest.raises(ValueError, match=f"{field} is {value}; allowed"):
         smc.sample(world.speller(1), world.trie, sampling.keys(0, np.arange(1)), **arguments)

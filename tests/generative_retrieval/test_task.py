@@ -9,37 +9,10 @@ from generative_retrieval import beam, exhaustive, speller, trie
 from generative_retrieval.task import cross_entropy, smallest_batch
 from training.build import SpecError, build
 
-ATTENTION = dict(name="backbones.cached_attention.CachedAttention", heads=2)
-MODEL = dict(
-    name="generative_retrieval.models.EncoderDecoder",
-    encoder=dict(
-        name="backbones.encoder.TransformerEncoder",
-        num_layers=1,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=20, width=8),
-        block=dict(
-            name="backbones.blocks.PreNorm",
-            attention=dict(name="backbones.attention.SelfAttention", heads=2),
-            feed_forward=dict(name="moe.feed_forward.Dense", width=16),
-        ),
-        bias=dict(name="backbones.relative.RelativeBias", heads=2),
-    ),
-    decoder=dict(
-        name="backbones.decoder.TransformerDecoder",
-        num_layers=2,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=5, width=8),
-        block=dict(
-            name="backbones.decoder_blocks.PreNorm",
-            attention=ATTENTION,
-            cross_attention=ATTENTION,
-            feed_forward=dict(name="moe.feed_forward.Dense", width=16),
-        ),
-        bias=dict(name="backbones.relative.RelativeBias", heads=2, bidirectional=False),
-    ),
-)
 
-
-def spec(**fields):
-    return dict(name="generative_retrieval.task.SequenceToSequence", model=MODEL, **fields)
+def spec(make_pair, **fields):
+    model = make_pair(dropout=0.0, decoder_layers=2, bias={})
+    return dict(name="generative_retrieval.task.SequenceToSequence", model=model, **fields)
 
 
 def queries(rng, rows=3, length=6):
@@ -66,14 +39,14 @@ def test_the_loss_is_the_mean_over_symbols_that_are_shown():
     assert float(smooth) == pytest.approx(0.7 * float(loss) - 0.3 * sum(spread) / 3, rel=1e-6)
 
 
-def test_label_smoothing_out_of_range_is_named():
+def test_label_smoothing_out_of_range_is_named(make_pair):
     with pytest.raises(SpecError, match=r"label_smoothing is 1\.0; allowed: 0 to below 1"):
-        build(spec(label_smoothing=1.0))
+        build(spec(make_pair, label_smoothing=1.0))
 
 
-def test_beams_of_one_row_score_as_whole_ids_do(make_ids):
+def test_beams_of_one_row_score_as_whole_ids_do(make_ids, make_pair):
     rng = np.random.default_rng(0)
-    task = build(spec())
+    task = build(spec(make_pair))
     of = task.variables(*random_params(task, 3.0))
     symbols_NT = make_ids(rng, 20, 5, 4)
     count = len(symbols_NT)
@@ -98,9 +71,9 @@ def split_of(variables):
     return {"model": variables["params"]}, {}
 
 
-def test_the_gradient_reaches_both_sides_and_padding_does_not_matter():
+def test_the_gradient_reaches_both_sides_and_padding_does_not_matter(make_pair):
     rng = np.random.default_rng(1)
-    task = build(spec())
+    task = build(spec(make_pair))
     params, state = random_params(task)
     targets = {
         "targets": jnp.array([[1, 2, 0], [3, 0, 0], [4, 1, 0]]),

@@ -36,6 +36,7 @@ from moe.routers import TopK
 from moe.shared import Weighted
 from moe.soft import Soft
 from moe.sorted import Sorted
+from training.mesh import data_mesh
 
 B, L, D, E, F, V = 3, 6, 8, 4, 6, 12
 NONE = Dependence()
@@ -256,6 +257,17 @@ def test_a_decoder_that_looks_ahead_in_training_alone_does_not_train():
     jax.eval_shape(model.init, jax.random.key(0), BATCH)
     with pytest.raises(DependenceError, match="dispatcher Sorted with priority by_score"):
         jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), BATCH)
+
+
+def test_a_group_of_the_whole_batch_is_left_to_the_compiler():
+    mesh = data_mesh()
+
+    def axes(model):
+        with leakage.in_force(model, mesh):
+            return jax.sharding.get_abstract_mesh().axis_names
+
+    assert axes(layer()) == axes(nn.Dense(F)) == mesh.axis_names
+    assert axes(layer(rows=None)) == jax.sharding.get_abstract_mesh().axis_names == ()
 
 
 def test_decoding_with_a_cache_refuses_what_depends_on_the_batch():

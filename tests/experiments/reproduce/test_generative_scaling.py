@@ -234,6 +234,15 @@ def test_when_the_time_is_up_no_more_cells_are_begun(tmp_path, fake, monkeypatch
     assert len(generative_cells.train(tmp_path, dataclasses.replace(sizes, minutes=None))) > len(done)
 
 
+def test_cells_beyond_the_study_wait_for_a_budget_without_an_end(tmp_path, fake):
+    limited = generative_cells.train(tmp_path, dataclasses.replace(SIZES, minutes=10_000))
+    extra = {cell.name for cell in generative_cells.cells(SIZES) if cell.extra}
+    assert not extra & fake.keys()
+    assert extra == set(generative_cells.train(tmp_path, SIZES)) - set(limited)
+    # what is done counts
+    assert extra <= set(generative_cells.train(tmp_path, dataclasses.replace(SIZES, minutes=10_000)))
+
+
 def test_a_run_that_fails_ends_the_study(tmp_path, fake, monkeypatch):
     def fail(*arguments):
         raise UsageError("no room")

@@ -1,11 +1,16 @@
 """Documents to give ids to, and what must hold when more of them come."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 import tokenizers
 
+from clustering import rows
 from corpora.tokenizer import Tokenizer
 from generative_retrieval.docids import NONE, Docids, Documents
+from training import mesh
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e")  # "a" is token 4
 
@@ -34,6 +39,25 @@ def check_extends(scheme, before, more, path):
     assert (after.symbols_NT[: len(before), T:] == NONE).all()
     assert (len(after), after.size, after.scheme) == (len(before) + len(more), before.size, before.scheme)
     return after
+
+
+def check_devices(scheme, documents, monkeypatch):
+    """Gives ids over two devices, and checks that all vectors lay there and that the ids are those of one."""
+    sharding = mesh.batch_sharding(mesh.data_mesh(jax.devices()[:2]))
+    spread = dataclasses.replace(documents, sharding=sharding)
+    alone, seen, place = scheme.assign(documents, seed=0), set(), rows.placed
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "placed", lambda array, where: seen.add(where) or place(array, where))
+        given = scheme.assign(spread, seed=0)
+        scheme.extend(given, spread, seed=0)
+    assert seen == {sharding}
+    np.testing.assert_array_equal(given.symbols_NT, alone.symbols_NT)
+
+
+@pytest.fixture
+def over_devices(monkeypatch):
+    """The function `check_devices`."""
+    return lambda scheme, documents: check_devices(scheme, documents, monkeypatch)
 
 
 @pytest.fixture

@@ -52,6 +52,12 @@ def test_later_documents_are_coded_with_the_same_codebooks(scheme, make_document
         scheme.extend(before, make_documents(more[:, :7]), 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["residual", "product"])
+def test_over_devices(scheme, make_documents, over_devices, vectors):
+    over_devices(scheme, make_documents(vectors(30)))
+
+
 def test_errors(make_documents, vectors):
     for field, make in {
         "steps": lambda: Residual(steps=0, k=2),

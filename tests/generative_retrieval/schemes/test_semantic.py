@@ -6,6 +6,7 @@ from generative_retrieval.docids import DocidsError, spelled
 from generative_retrieval.schemes.semantic import Semantic, paths
 
 SCHEME = Semantic(branching=3, leaf_size=4)
+BALANCED = Semantic(branching=3, leaf_size=4, balanced=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +30,19 @@ def test_ids_by_hand(make_documents):
     assert (docids.collisions, docids.size) == (pytest.approx(5 / 6), 6)
 
 
-def test_ids_are_the_paths_and_numbers_of_the_clustering(make_documents, blobs):
-    docids = SCHEME.assign(make_documents(blobs), seed=3)
-    codes = hierarchical.fit(blobs, 3, 4, seed=3)
-    for row in range(40):
-        expected = codes.symbols_NT[row, : codes.lengths_N[row]] + 1
-        assert spelled(docids.symbols_NT[row]) == expected.tolist()
-    trimmed = paths(docids.symbols_NT, codes.tree)
-    np.testing.assert_array_equal((trimmed > 0).sum(axis=1), codes.lengths_N - 1)
-    places = [tuple(path) for path in trimmed.tolist()]
-    assert docids.collisions == pytest.approx(sum(places.count(path) > 1 for path in places) / 40)
+@pytest.mark.parametrize("scheme", [SCHEME, BALANCED], ids=["plain", "balanced"])
+def test_ids_are_the_paths_of_the_clustering_and_numbers(scheme, make_documents, blobs):
+    docids = scheme.assign(make_documents(blobs), seed=3)
+    found = hierarchical.fit(blobs, 3, 4, balanced=scheme.balanced, seed=3)
+    places = [spelled(row) for row in found.paths_NT]
+    for row, place in enumerate(places):
+        number = places[:row].count(place)  # below leaf_size, so that one symbol says it
+        assert spelled(docids.symbols_NT[row]) == [symbol + 1 for symbol in [*place, number]]
+    trimmed = paths(docids.symbols_NT, found.tree)
+    assert [(path[path > 0] - 1).tolist() for path in trimmed] == places
+    assert docids.collisions == pytest.approx(sum(places.count(place) > 1 for place in places) / 40)
     assert docids.size == 6
-    again = SCHEME.assign(make_documents(blobs), seed=3)
+    again = scheme.assign(make_documents(blobs), seed=3)
     np.testing.assert_array_equal(again.symbols_NT, docids.symbols_NT)
 
 
@@ -63,6 +65,22 @@ def test_later_documents_go_down_the_same_tree_and_overfull_leaves_have_room(mak
     np.testing.assert_array_equal(
         SCHEME.extend(before, make_documents(blobs[:0]), 0).symbols_NT, before.symbols_NT
     )
+
+
+def test_balanced_ids_have_one_length_until_more_come(make_documents, extended, blobs):
+    before = BALANCED.assign(make_documents(blobs[:36]), seed=0)
+    # 36 are three twelves, nine fours.
+    assert before.symbols_NT.shape == (36, 3)
+    assert (np.bincount(before.symbols_NT[:, :2] @ [3, 1] - 4) == 4).all()
+    extended(BALANCED, before, make_documents(blobs[36:]))
+    with pytest.raises(DocidsError, match="scheme 'balanced semantic' with 6 symbols; allowed: 'semantic'"):
+        SCHEME.extend(before, make_documents(blobs[36:]), seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [SCHEME, BALANCED], ids=["plain", "balanced"])
+def test_over_devices(scheme, make_documents, over_devices, blobs):
+    over_devices(scheme, make_documents(blobs))
 
 
 def test_a_few_documents_are_one_leaf(make_documents, extended, blobs):

@@ -11,15 +11,14 @@ from generative_retrieval.schemes import suffix
 
 def test_numbers_by_hand():
     # Base 2: 0, 1 | MORE + 2 digits: 2 + 0b00 ... 2 + 0b11 | twice MORE + 3 digits from 6 on.
-    digits = suffix.spelled(np.array([0, 1, 2, 3, 5, 6, 13, 14]), 2)
-    assert [spelled(row) for row in digits] == [
+    assert [spelled(row) for row in suffix.digits(np.array([0, 1, 2, 3, 5, 6, 13, 14]), 2)] == [
         [0], [1], [2, 0, 0], [2, 0, 1], [2, 1, 1], [2, 2, 0, 0, 0], [2, 2, 1, 1, 1], [2, 2, 2, 0, 0, 0, 0],
     ]  # fmt: skip
-    assert [spelled(row) for row in suffix.spelled(np.array([9, 10, 109, 110]), 10)] == [
+    assert [spelled(row) for row in suffix.digits(np.array([9, 10, 109, 110]), 10)] == [
         [9], [10, 0, 0], [10, 9, 9], [10, 10, 0, 0, 0],
     ]  # fmt: skip
     # A single digit says nothing: only how many MORE there are.
-    assert [spelled(row) for row in suffix.spelled(np.array([0, 1, 2]), 1)] == [
+    assert [spelled(row) for row in suffix.digits(np.array([0, 1, 2]), 1)] == [
         [0], [1, 0, 0], [1, 1, 0, 0, 0],
     ]  # fmt: skip
 
@@ -64,7 +63,7 @@ def test_ids_are_unique_prefix_free_and_stay_when_more_come(codes, base, data):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 300))
 def test_spelled_numbers_are_all_different_and_none_begins_another(base, count):
-    Docids(suffix.spelled(np.arange(count), base), base + 1, "numbers")
+    Docids(suffix.digits(np.arange(count), base), base + 1, "numbers")
 
 
 def test_stacked_rows_keep_their_symbols():

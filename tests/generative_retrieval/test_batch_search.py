@@ -6,39 +6,12 @@ import pytest
 
 from corpora.tokens import TokenTable
 from generative_retrieval import exhaustive
+from generative_retrieval.batch_search import BatchSearch
 from generative_retrieval.docids import NONE, Docids
-from generative_retrieval.retriever import Retriever
 from generative_retrieval.task import smallest_batch
 from training.build import build
 from training.mesh import Layout, data_mesh
 
-ATTENTION = dict(name="backbones.cached_attention.CachedAttention", heads=2)
-MODEL = dict(
-    name="generative_retrieval.models.EncoderDecoder",
-    encoder=dict(
-        name="backbones.encoder.TransformerEncoder",
-        num_layers=1,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=20, width=8),
-        block=dict(
-            name="backbones.blocks.PreNorm",
-            attention=dict(name="backbones.attention.SelfAttention", heads=2),
-            feed_forward=dict(name="moe.feed_forward.Dense", width=16),
-        ),
-        bias=dict(name="backbones.relative.RelativeBias", heads=2),
-    ),
-    decoder=dict(
-        name="backbones.decoder.TransformerDecoder",
-        num_layers=1,
-        embed=dict(name="backbones.embedding.TokenEmbedding", vocab_size=5, width=8),
-        block=dict(
-            name="backbones.decoder_blocks.PreNorm",
-            attention=ATTENTION,
-            cross_attention=ATTENTION,
-            feed_forward=dict(name="moe.feed_forward.Dense", width=16),
-        ),
-        bias=dict(name="backbones.relative.RelativeBias", heads=2, bidirectional=False),
-    ),
-)
 DOCIDS = Docids(
     np.array([[1, 2, 0], [3, 0, NONE], [1, 1, 0], [4, 4, 4], [2, 0, NONE], [4, 1, 0]], np.int32), 5, "test"
 )
@@ -46,8 +19,8 @@ LENGTHS = [3, 0, 20, 7, 1, 30, 5, 9, 2, 2, 4]  # the longest are cut at 16
 
 
 @pytest.fixture(scope="module")
-def held():
-    model = build(MODEL)
+def held(make_pair):
+    model = build(make_pair(bias={}))
     variables = model.init(jax.random.key(0), smallest_batch(model))
     variables = jax.tree.map(lambda leaf: 3 * leaf, variables)  # so that logits differ
     rng = np.random.default_rng(0)
@@ -56,15 +29,15 @@ def held():
     return model, variables, TokenTable(tokens, np.zeros(len(tokens), np.uint8), offsets, 0)
 
 
-def retriever(model, devices=1, **given):
+def search_of(model, devices=1, **given):
     settings = dict(batch_size=4, length=16, beams=6, results=6) | given
-    return Retriever(model, DOCIDS, data_mesh(jax.devices()[:devices]), Layout(), **settings)
+    return BatchSearch(model, DOCIDS, data_mesh(jax.devices()[:devices]), Layout(), **settings)
 
 
 def test_every_query_finds_what_scores_of_all_ids_say(held):
     model, variables, table = held
-    scores_Qn, rows_Qn = retriever(model)(variables, table)
-    batch = {name: x for name, x in table.rectangle(np.arange(len(table)), 16).items() if name != "segments"}
+    scores_Qn, rows_Qn = search_of(model)(variables, table)
+    batch = table.rectangle(np.arange(len(table)), 16)
     expected_QN = np.asarray(exhaustive.scores(model, variables, batch, DOCIDS.symbols_NT))
     for query, length in enumerate(LENGTHS):
         if not length:
@@ -81,7 +54,7 @@ def test_another_search_is_named_by_a_config(held):
     model, variables, table = held
     named = build(dict(name="generative_retrieval.diverse.search", groups=3, penalty=2.0))
     plain, diverse = (
-        retriever(model, beams=6, **given)(variables, table) for given in ({}, dict(search=named))
+        search_of(model, beams=6, **given)(variables, table) for given in ({}, dict(search=named))
     )
     for query, length in enumerate(LENGTHS):
         scores = dict(zip(plain[1][query].tolist(), plain[0][query].tolist(), strict=True))
@@ -96,7 +69,7 @@ def test_another_search_is_named_by_a_config(held):
 @pytest.mark.slow
 def test_eight_devices_find_what_one_does(held):
     model, variables, table = held
-    one, eight = retriever(model)(variables, table), retriever(model, devices=8)(variables, table)
+    one, eight = search_of(model)(variables, table), search_of(model, devices=8)(variables, table)
     np.testing.assert_array_equal(one[1], eight[1])
     np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
 
@@ -105,8 +78,8 @@ def test_each_query_finds_documents_of_its_own_subset(held):
     model, variables, table = held
     live_SN = np.array([[1, 0, 1, 0, 0, 1], [0, 1, 0, 1, 0, 0]], bool)
     subset_Q = np.arange(len(table)) % 2
-    scores_Qn, rows_Qn = retriever(model, devices=2)(variables, table, live_SN=live_SN, subset_Q=subset_Q)
-    every = retriever(model)(variables, table)
+    scores_Qn, rows_Qn = search_of(model, devices=2)(variables, table, live_SN=live_SN, subset_Q=subset_Q)
+    every = search_of(model)(variables, table)
     for query, length in enumerate(LENGTHS):
         allowed = np.flatnonzero(live_SN[subset_Q[query]]) if length else []
         kept = np.isin(every[1][query], allowed)
@@ -125,12 +98,12 @@ def test_each_query_finds_documents_of_its_own_subset(held):
 )
 def test_what_is_out_of_range_is_refused(held, settings, message):
     with pytest.raises(ValueError, match=message):
-        retriever(held[0], **settings)
+        search_of(held[0], **settings)
 
 
 def test_subsets_that_do_not_fit_are_refused(held):
     model, variables, table = held
-    search = retriever(model)
+    search = search_of(model)
     with pytest.raises(ValueError, match=r"subset_Q has shape \(2,\); allowed: \(11,\)"):
         search(variables, table, live_SN=np.ones((2, 6), bool), subset_Q=np.zeros(2, int))
     with pytest.raises(ValueError, match="given without live_SN"):

@@ -6,7 +6,6 @@ each gets all results.
 Letters: Q queries, B of a batch, L length, N documents, S subsets of them, n results.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ from training.progress import Progress
 FLAG = "allow_batch_dependence (--allow_batch_dependence)"
 
 
-class Retriever:
+class BatchSearch:
     """Searches by beam; it compiles once a length of queries and takes the model's variables at each call.
 
     Args:
@@ -72,10 +71,7 @@ class Retriever:
         multiple = meshes.batch_parts(mesh) * leakage.group_rows(model)
         self._batch_size = -(-batch_size // multiple) * multiple
         self._mesh, self._length, self._results = mesh, length, results
-        layers = [layer for layer, _ in leakage.of(model).values()]
-        whole = any(getattr(layer, "group_rows", 1) is None for layer in layers)
-        # Each device serves its own groups; one of the whole batch has to be left to the compiler.
-        self._in_force = contextlib.nullcontext if whole else lambda: jax.set_mesh(mesh)
+        self._model = model
         built = trie.build(docids.symbols_NT, docids.size)
         self._trie = meshes.replicate(built, mesh)
 
@@ -132,7 +128,7 @@ class Retriever:
             if live is not None:
                 of_query_B = np.where(padded_B < 0, 0, live.of_query_B[padded_B])
                 allowed = live.replace(of_query_B=meshes.replicate(of_query_B, self._mesh))
-            with self._in_force():
+            with leakage.in_force(self._model, self._mesh):
                 found = self._search(variables, self._trie, allowed, batch)
             scores_Qn[rows_B] = np.asarray(found.scores_Bn)[: len(rows_B)]
             rows_Qn[rows_B] = np.asarray(found.documents_Bn)[: len(rows_B)]
