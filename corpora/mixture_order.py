@@ -29,7 +29,8 @@ class MixtureOrder:
       domain_rows: how many rows of one domain stand together, such as those of a micro-batch; 1 mixes all.
 
     Raises:
-      ValueError: `domain_rows` is below 1, or there are fewer examples in a domain.
+      ValueError: `domain_rows` is below 1, or there are fewer examples in a domain; or a weight is so small
+        that it comes to no rows.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class MixtureOrder:
         blocks = np.asarray(sizes) // domain_rows
         self._blocks = blocks if weights is None else apportioned(int(blocks.sum()), weights)
         for domain, size in enumerate(self._blocks):
-            if not size and (weights is None or weights[domain] > 0):
+            if not size and weights[domain] > 0:
                 raise ValueError(
-                    f"weights has {weights[domain]} for domain {domain}, of {sum(weights)}; allowed: enough for "
-                    f"one of the {int(self._blocks.sum())} blocks of a round, or 0"
+                    f"weights has {weights[domain]} for domain {domain}, of {sum(weights)}; allowed: enough "
+                    f"for one of the {int(self._blocks.sum())} blocks of a round, or 0"
                 )
         self._round = functools.lru_cache(maxsize=2)(self._shuffled)
 

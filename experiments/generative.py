@@ -17,8 +17,10 @@ The fields of such a config, besides those of experiments.opening:
 """
 
 import functools
+import hashlib
+import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from corpora.mixture_order import MixtureOrder
+from corpora.tables import DataError
 from eval import measures, results, runs
+from eval.trec import replacing
 from experiments import generative_docids, generative_evaluation, generative_search, opening, settings
 from experiments.cli import UsageError
 from experiments.generative_settings import Docids, Evaluation, Indexing, Text
@@ -38,7 +42,7 @@ from generative_retrieval import docids as ids
 from generative_retrieval import indexing
 from generative_retrieval.batch_search import BatchSearch
 from generative_retrieval.indexing import Examples, Source
-from training import distributed, loop, mesh
+from training import checkpoints, distributed, loop, mesh
 from training.build import build, fill
 from training.profiling import Profile
 from training.task import TrainState
@@ -47,6 +51,9 @@ FIELDS = (
     "seed", "data", "tokenizer", "text", "docids", "indexing", "batch", "task", "optimizer", "mesh",
     "init_from", "schedule", "evaluation",
 )  # fmt: skip
+
+
+INDEXING_FILE = "indexing.json"
 
 
 class Experiment:
@@ -148,7 +155,7 @@ class Experiment:
             if not share:
                 continue
             source = self.source(rows)
-            made = {name: make(source) for name, make in of.sources.items()}
+            made = {name: _made(name, make, source) for name, make in of.sources.items()}
             made = {name: examples for name, examples in made.items() if len(examples)}
             if not made:
                 raise UsageError(f"config.indexing.sources have no example of the documents{part}")
@@ -168,9 +175,14 @@ class Experiment:
         return tokens.tokenize(self.tokenizer, pairs, max_length=self.text.length, special_tokens=False)
 
     def train(self, *, profile: Profile | None = None) -> TrainState:
-        """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
+        """Trains from the run's latest checkpoint, or from the start; see training.loop.train.
+
+        Raises:
+          UsageError: a source of config.indexing gives other examples than when the run was trained.
+        """
         of, seed, symbols_NT = self.training, self.config["seed"], self.docids.symbols_NT
         examples, weights = self.examples()
+        _keep(self.run_dir, examples)
         order = MixtureOrder([len(made) for made in examples.values()], seed, weights=weights)
         shares = zip(examples.items(), order.shares, strict=True)
         print(
@@ -335,3 +347,47 @@ class Experiment:
             yield document.text
         for query_id in self.pairs.query_ids:
             yield self.dataset.queries[query_id]
+
+
+def _made(name: str, make: Callable[[Source], Examples], source: Source) -> Examples:
+    try:
+        return make(source)
+    except DataError:  # which names the file
+        raise
+    except ValueError as error:
+        raise UsageError(f"config.indexing.sources.{name}: {error}") from error
+
+
+def _keep(run_dir: Path, examples: Mapping[str, Examples]) -> None:
+    """Writes what each source gives to indexing.json; where the run is trained, compares it with that.
+
+    A config names files that may change between two starts, and with them the order of all examples.
+
+    Raises:
+      UsageError: a source gives other examples than before, or than in the first process.
+    """
+    file, now = run_dir / INDEXING_FILE, {name: _digest(made) for name, made in examples.items()}
+    with distributed.leader_first("comparing what is indexed"):
+        if distributed.is_leader():
+            trained = checkpoints.steps(run_dir / "checkpoints" / checkpoints.LATEST)
+            if not (trained and file.exists()):
+                with replacing(file) as opened:
+                    json.dump(now, opened, indent=1)
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{file} is damaged: {error}") from None
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UsageError(
+                f"config.indexing.sources: {name} gives other examples than when the run was trained, see "
+                f"{file}; restore the file that it reads or train anew into another --workdir"
+            )
+
+
+def _digest(examples: Examples) -> list[int | str]:
+    """Returns how many examples there are, and a hash of them."""
+    table, found = examples.tokens, hashlib.sha256()
+    for array, kind in ((table.tokens, "<i4"), (table.offsets, "<i8"), (examples.document_rows, "<i4")):
+        found.update(np.ascontiguousarray(array, kind))
+    return [len(examples), found.hexdigest()]

@@ -13,6 +13,7 @@ from corpora.dataset import Dataset
 from corpora.tokenizer import TOKENIZER_FILE
 from dual_encoder.retriever import Hit
 from experiments import generative_docids, settings
+from experiments.cli import UsageError
 from experiments.generative_settings import Docids, Evaluation, Text
 from experiments.live_documents import live
 from experiments.searching import Searching
@@ -66,7 +67,8 @@ class Searcher:
           run_dir: the run.
           config: of the run.
           k: results of a query.
-          beams: ids that are spelled at a time; None for those of the config, or k if it is more.
+          beams: ids that are spelled at a time; None for those of the config, or as often as many as are
+            needed for k.
           only: a file of doc ids, one a line, that may be found; None for all.
           without: a file of doc ids that may not; None for none.
           allow_batch_dependence: see `BatchSearch`.
@@ -83,6 +85,8 @@ class Searcher:
         dataset = build(config["data"], "config.data")
         docids = generative_docids.load(run_dir, dataset.doc_ids)
         mesh, layout = data_mesh(jax.local_devices()[:1]), Layout()
+        if beams is not None and beams < k:
+            raise UsageError(f"beams is {beams}; allowed: {k} or more, for so many results")
         retriever = BatchSearch(
             task.model,
             docids,
@@ -90,7 +94,7 @@ class Searcher:
             layout,
             batch_size=1,
             length=text.length,
-            beams=max(evaluation.beams, k) if beams is None else beams,
+            beams=-(-k // evaluation.beams) * evaluation.beams if beams is None else beams,
             results=k,
             length_penalty=evaluation.length_penalty,
             search=evaluation.search,

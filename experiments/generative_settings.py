@@ -127,6 +127,11 @@ class Evaluation(settings.Evaluation):
                     raise ValueError(f"{field} has {name!r}; allowed: those cut at a rank, such as hits@10")
                 if depth > self.results:
                     raise ValueError(f"results is {self.results}; {name} of {field} needs {depth} or more")
+        if (wanted := self.results + self.drop_same_id) > self.beams:
+            raise ValueError(
+                f"beams is {self.beams}; allowed: {wanted} or more, for so many results"
+                + (" and the query's own document" if self.drop_same_id else "")
+            )
         if self.run_depth > self.results:
             raise ValueError(
                 f"run_depth is {self.run_depth}; allowed: 1 to {self.results}, the documents that a query "

@@ -23,7 +23,7 @@ from training.profiling import Profile
 CONFIG_FILE = "config.json"
 _BEFORE_A_CHECKPOINT = (
     CONFIG_FILE, "tokenizer.json", "tables", "metrics.jsonl", "tensorboard", "checkpoints", "init_from.json",
-    "profile", "docids.npz", "docids.json",
+    "profile", "docids.npz", "docids.json", "indexing.json",
 )  # fmt: skip
 _REPORTED = ("retrievax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "bm25s", "tokenizers")
 

@@ -41,6 +41,10 @@ def main() -> None:
                 f"{split} {len({j.query_id for j in rows}):,}" for split, rows in tables.qrels.items()
             )
             print(f"{Path(to.value) / name}: {len(tables.documents):,} documents; queries: {qrels}")
+        print(
+            "train whatever helps (a query generator, a dual encoder, a teacher) on first/ alone: training "
+            "questions of the whole collection are test questions of later/"
+        )
 
     command.run(write)
 

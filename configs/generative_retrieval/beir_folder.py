@@ -37,6 +37,12 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 
 def made(given: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the config of arguments with the keys of DEFAULTS."""
+    for argument, schemes in (("vectors", parts.OF_VECTORS), ("copy", parts.OF_WORDS)):
+        if given[argument] and given.scheme not in schemes:
+            raise ValueError(
+                f"config argument {argument}={given[argument]!r} with scheme={given.scheme!r}; allowed: "
+                f"{argument} with {', '.join(schemes)}"
+            )
     scheme, docid_size, docid_length = parts.scheme(
         given.scheme, vocab_size=given.vocab, capacity=given.capacity, branching=given.branching
     )

@@ -7,6 +7,8 @@ SCHEMES = (
     "semantic", "semantic2d", "semantic_balanced", "residual", "product", "naive", "random", "atomic",
     "titles", "urls", "first_tokens",
 )  # fmt: skip
+OF_VECTORS = ("semantic", "semantic_balanced", "semantic2d", "residual", "product")
+OF_WORDS = ("titles", "urls", "first_tokens")
 _POSITIONS = 8  # that have symbols of their own in semantic2d
 
 

@@ -1,5 +1,5 @@
-"""The config `medquad.py` with another model, or another loss beside that of spelling, and without a penalty
-of length, which was chosen for the plain model:
+"""The config `medquad.py` with another model, or another loss beside that of spelling, without copying and
+without a penalty of length:
 
 decoder_only    the text is the prompt of a decoder, all of which every word of it sees
 one_vector      DynamicRetriever (Zhou et al., 2022): an encoder and one vector a document
@@ -8,8 +8,9 @@ consistency     its consistency regularization, at twice the computation of a st
 joint           the encoder is a dual encoder's as well
 distilled       candidates' log-probabilities are held to the scores of a dual encoder, `teacher`
 
-Each is to be compared with `medquad.py:penalty=0`; but prefix_aware has ids of the scheme semantic2d, as in
-its paper, and one_vector atomic ones, so these two with `medquad.py:scheme=semantic2d` and `:scheme=atomic`.
+Each is to be compared with `medquad.py:penalty=0,copy=0`; consistency with the same and `dropout=0.1`,
+without which it has nothing to even out; prefix_aware with `medquad.py:scheme=semantic2d`, ids as in its
+paper; and one_vector with `medquad.py:scheme=atomic`.
 
 python -m experiments.train --config=configs/generative_retrieval/variants.py:variant=joint --workdir=runs/gr
 """
@@ -29,7 +30,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     given = parse_argument(
         argument,
         dict(
-            variant="prefix_aware", teacher="runs/dual", folder="medquad", scheme="", steps=1200, batch=64,
+            variant="prefix_aware", teacher="runs/dual", folder="medquad", scheme="", steps=1000, batch=64,
             width=128, documents=15_790, capacity=20_000,
         ),
     )  # fmt: skip
@@ -39,7 +40,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         given.scheme = "atomic"
     given.scheme = given.scheme or ("semantic2d" if given.variant == "prefix_aware" else "titles")
     shared = ("folder", "scheme", "steps", "batch", "width", "capacity")
-    config = medquad.get_config(",".join(["penalty=0", *(f"{name}={given[name]}" for name in shared)]))
+    dropout = 0.1 if given.variant == "consistency" else 0.0
+    plain = ["penalty=0", "copy=0", f"dropout={dropout}"]
+    config = medquad.get_config(",".join([*plain, *(f"{name}={given[name]}" for name in shared)]))
     config.task = _task(given, config.task.to_dict())
     rules = config.mesh.parameters
     if given.variant == "one_vector":

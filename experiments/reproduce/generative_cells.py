@@ -31,7 +31,8 @@ class Sizes:
     """What a budget sets.
 
     Attributes:
-      minutes: after which no more cells are begun; None for no end.
+      minutes: of processor time, for each of the `workers`, after which no more cells are begun; None for
+        no end. On a machine with other work that takes longer, and finds the same.
       steps: of training, but for cells of equal computation.
       corpora: documents by name, 0 for all; the base cell has the second.
       widths: of the smaller model, of all others, and of the larger one.
@@ -240,7 +241,8 @@ class _Study:
         """Trains a run, or goes on with it; None where it is not done, and the time is up or, as it is extra,
         none is set aside for it."""
         run_dir, limit = runs.directory(self._folder, name, given), self._sizes.minutes
-        over = limit is not None and (extra or self._clock.seconds > 60 * limit)
+        spent = self._clock.cpu_seconds / self._sizes.workers
+        over = limit is not None and (extra or spent > 60 * limit)
         if over and not runs.is_done(run_dir):
             return None
         runs.train(self._folder, name, config, given)

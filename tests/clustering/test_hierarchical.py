@@ -103,6 +103,7 @@ def test_the_same_seed_gives_the_same_paths_however_the_vectors_come(mixture, ov
     assert not np.array_equal(other.paths_NT[:, 0], found.paths_NT[:, 0])
 
 
+@pytest.mark.slow
 def test_large_clusters_are_split_in_blocks(mixture, monkeypatch, small_blocks):
     monkeypatch.setattr(hierarchical, "_STACK", 256)
     monkeypatch.setattr(hierarchical, "_SLOTS", (256,))

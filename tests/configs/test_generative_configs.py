@@ -18,7 +18,7 @@ from training.task import TrainState
 
 TRIED = [
     *((medquad, f"scheme={scheme}") for scheme in parts.SCHEMES),
-    (medquad, "vectors=runs/a,generated=queries.jsonl,span=16,beams=20,layers=1,steps=5"),
+    (medquad, "scheme=semantic,vectors=runs/a,generated=queries.jsonl,span=16,beams=20,layers=1,steps=5"),
     (fairytaleqa, ""),
     (beir_folder, "folder=/data/mine"),
 ]
@@ -87,7 +87,7 @@ def test_the_length_penalty_is_that_of_titles():
     ("variant", "scheme"), [("joint", "titles"), ("prefix_aware", "semantic2d"), ("one_vector", "atomic")]
 )
 def test_a_variant_is_the_plain_config_but_for_its_task(variant, scheme):
-    plain = medquad.get_config(f"scheme={scheme},penalty=0").to_dict()
+    plain = medquad.get_config(f"scheme={scheme},penalty=0,copy=0").to_dict()
     made = variants.get_config(f"variant={variant}").to_dict()
     assert {key for key in plain if plain[key] != made[key]} <= {"task", "mesh"}
 
@@ -105,3 +105,18 @@ def test_how_long_ids_are_without_data():
     # up to 999 and END; two clusters and a number; three codes and a number; twelve tokens and a number
     assert lengths(1_000) == dict(naive=4, semantic=3, semantic2d=3, residual=4, titles=13)
     assert (lengths(1_001)["naive"], lengths(1_001)["semantic"]) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "scheme=random,vectors=runs/a",
+            "vectors='runs/a' with scheme='random'; allowed: vectors with semantic",
+        ),
+        ("scheme=naive,copy=1", "copy=1 with scheme='naive'; allowed: copy with titles, urls, first_tokens"),
+    ],
+)
+def test_an_argument_that_a_scheme_does_not_read_is_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        medquad.get_config(argument)

@@ -150,11 +150,9 @@ def test_a_small_one_computes_the_same_in_parts():
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max() + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_plan
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "atomic 8.8M" else pytest.mark.slow) for name in CASES],
-)
+@EACH
 def test_plans(name, tpu_devices):
     """Compiles the step for the slice it is for, where it fits; the table never travels."""
     del tpu_devices

@@ -12,14 +12,15 @@ import pytest
 from configs.generative_retrieval import continual, medquad
 from corpora import beir
 from corpora.mixture_order import MixtureOrder
-from corpora.tables import Document, Judgement, Query, Tables
+from corpora.tables import DataError, Document, Judgement, Query, Tables
 from dual_encoder.trained import Trained
 from eval import results, trec
-from experiments import compare, rerank, run_dirs, search
+from experiments import compare, generative_docids, rerank, run_dirs, search
 from experiments.cli import UsageError
 from experiments.generative import Experiment
 from experiments.generative_search import Searcher
 from generative_retrieval.docids import Docids
+from training import loop
 from training.build import SpecError
 from training.checkpoints import CheckpointError
 from training.interrupts import Interrupted
@@ -160,7 +161,8 @@ def test_a_query_is_searched_for_among_all_or_some_documents(run_dir, program, t
     assert without == pytest.approx({d: s for d, s in whole.items() if d not in (first, second)}, rel=1e-4)
     only = found(f"--only={tmp_path / 'ids.txt'}")
     assert only == pytest.approx({first: whole[first], second: whole[second]}, rel=1e-4)
-    assert list(found("--beams=1"))[:1] != []
+    status, _, err = program(query, "--k=2", "--beams=1")
+    assert (status, "beams is 1; allowed: 2 or more" in err) == (2, True)
     status, out, _ = program(query, "--k=2")
     assert status == 0
     assert first in out
@@ -228,6 +230,122 @@ def test_docids_are_never_those_of_other_documents(run_dir, folder, tmp_path):
     write(tmp_path / "other", 1, DOCUMENTS, ("train", "dev", "test"))
     with pytest.raises(UsageError, match=r"docids\.npz has the ids of 24 other documents"):
         _ = Experiment(stored, run_dir).docids
+
+
+@pytest.fixture
+def given(folder, tmp_path):
+    """A run that has given its ids, and what opens it anew."""
+
+    def opened(name="given", **changed):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Experiment(config(folder / "first") | changed, tmp_path / name)
+
+    _ = opened().docids
+    return tmp_path / "given", opened
+
+
+def trained(run_dir):
+    (run_dir / "checkpoints" / "latest" / "3").mkdir(parents=True)
+
+
+def test_docids_are_those_that_the_run_gave(given):
+    run_dir, opened = given
+    made, of = opened().docids, opened().config
+    write(run_dir.parent / "more", 0, DOCUMENTS + 1, ("train", "dev", "test"))
+    more = dict(
+        data=of["data"] | {"folder": str(run_dir.parent / "more")},
+        docids=of["docids"] | {"extends": str(run_dir)},
+    )
+    for other in (made.symbols_NT[::-1], made.symbols_NT[:-1]):
+        Docids(other, made.size, made.scheme).save(run_dir / "docids.npz")
+        with pytest.raises(UsageError, match=r"docids\.npz has other ids than the run gave"):
+            _ = opened().docids
+        with pytest.raises(UsageError, match="has other ids than the run gave"):
+            _ = opened("extended", **more).docids
+    made.save(run_dir / "docids.npz")
+    np.testing.assert_array_equal(opened().docids.symbols_NT, made.symbols_NT)
+
+
+def test_a_trained_run_is_given_no_new_docids(given):
+    run_dir, opened = given
+    (run_dir / "docids.npz").unlink()
+    assert len(opened().docids) == DOCUMENTS  # nothing has learned the lost ones
+    trained(run_dir)
+    (run_dir / "docids.npz").unlink()
+    with pytest.raises(UsageError, match=r"docids\.npz is missing but the run is trained; restore it"):
+        _ = opened().docids
+
+
+@pytest.mark.parametrize("about", ["[]", '{"documents": 24}', '{"documents": "24", "of": "x"}', "{"])
+def test_what_is_known_of_docids_may_be_damaged(given, about):
+    run_dir, opened = given
+    (run_dir / "docids.json").write_text(about)
+    with pytest.raises(UsageError, match=r"docids\.json is damaged: "):
+        _ = opened().docids
+
+
+def test_documents_added_twice_are_embedded_as_those_of_the_first_run(folder, tmp_path):
+    """And so stand where the first run's clusters are."""
+    made = config(folder / "first", "semantic")
+    made["docids"]["vectors"]["width"] = 4
+    found = []
+    for number, run_dir in enumerate((tmp_path / "gr", tmp_path / "gr2", tmp_path / "gr3")):
+        run_dir.mkdir()
+        if number:
+            write(tmp_path / f"more{number}", DOCUMENTS + LATER * (number - 1), LATER, ("dev",))
+            made["data"] = dict(
+                name="corpora.extended.load", of=made["data"], documents=str(tmp_path / f"more{number}")
+            )
+            made["docids"] = made["docids"] | {"extends": str(tmp_path / ("gr", "gr2")[number - 1])}
+        experiment = Experiment(made, run_dir)
+        assert len(experiment.docids) == DOCUMENTS + LATER * number
+        assert json.loads((run_dir / "docids.json").read_text())["fitted"] == DOCUMENTS
+        found.append(generative_docids.documents(experiment).vectors_ND)
+    np.testing.assert_allclose(found[1][:DOCUMENTS], found[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[2][: DOCUMENTS + LATER], found[1], rtol=0, atol=1e-6)
+
+
+def test_settings_that_only_data_refuses_are_named(folder, tmp_path):
+    made = config(folder / "first", "semantic")
+    with pytest.raises(UsageError, match=r"config\.docids: width is 128; allowed: 1 to 2\d"):
+        _ = Experiment(made, tmp_path).docids
+    made = config(folder / "first")
+    made["indexing"]["sources"]["spans"] = dict(name="generative_retrieval.indexing.random_spans", span=9)
+    with pytest.raises(UsageError, match=r"config\.indexing\.sources\.spans: span is 9; allowed: 1 to 8"):
+        Experiment(made, tmp_path).examples()
+    spec = dict(name="generative_retrieval.indexing.generated", file="/nowhere")
+    made["indexing"]["sources"] = dict(made_up=spec)
+    with pytest.raises(DataError, match=r"^/nowhere: No such file"):
+        Experiment(made, tmp_path).examples()
+
+
+def test_a_trained_run_goes_on_only_with_the_examples_that_it_has_seen(given, monkeypatch):
+    run_dir, opened = given
+    lines = [json.dumps(dict(doc_id=f"d{i}", text=f"which is {WORDS[i]}")) + "\n" for i in range(9)]
+    file = run_dir.parent / "generated.jsonl"
+    starts = []
+    monkeypatch.setattr(loop, "train", lambda *_, **__: starts.append(1))
+    of = opened().config["indexing"]
+    made_up = dict(name="generative_retrieval.indexing.generated", file=str(file))
+    sources = of["sources"] | {"made_up": made_up}
+    again = lambda: opened(indexing=of | {"sources": sources}).train()
+    for count in (9, 8):  # it may change as long as nothing is learned
+        file.write_text("".join(lines[:count]))
+        again()
+    trained(run_dir)
+    again()
+    assert len(starts) == 3
+    for changed in (lines[:7], [lines[8], *lines[:7]], lines[1:8] + lines[:1]):
+        file.write_text("".join(changed))
+        with pytest.raises(UsageError, match="sources: made_up gives other examples than when the run was"):
+            again()
+    file.write_text("".join(lines[:8]))
+    sources.pop("queries")
+    with pytest.raises(UsageError, match="sources: queries gives other examples"):
+        again()
+    (run_dir / "indexing.json").write_text("3")
+    with pytest.raises(UsageError, match=r"indexing\.json is damaged"):
+        again()
 
 
 @pytest.fixture(scope="module")

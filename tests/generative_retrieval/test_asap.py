@@ -54,6 +54,7 @@ def test_what_is_learned_is_as_defined(world, sampler):
         np.testing.assert_allclose(futures.log_c_BX[row], expected_X, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_of_one_iteration_are_learned_from_together_and_only_live_ones_drawn(world, sampler):
     subsets = np.random.default_rng(0).random((2, 24)) < 0.5
     live = world.trie.live(subsets, np.asarray([1, 0]))

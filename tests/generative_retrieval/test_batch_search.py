@@ -74,6 +74,7 @@ def test_eight_devices_find_what_one_does(held):
     np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_query_finds_documents_of_its_own_subset(held):
     model, variables, table = held
     live_SN = np.array([[1, 0, 1, 0, 0, 1], [0, 1, 0, 1, 0, 0]], bool)

@@ -89,6 +89,7 @@ class Stub(nn.Module):
         return Spelled(nn.Dense(5)(x_BTD), {}, last=x_BTD)
 
 
+@pytest.mark.slow
 def test_as_an_option_of_the_task():
     task = build(
         {"name": "generative_retrieval.task.SequenceToSequence", "model": Stub(), "consistency": SPEC}

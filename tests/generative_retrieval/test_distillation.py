@@ -129,6 +129,7 @@ def test_batches_have_the_candidates_of_queries(make_pair):
     assert all((part[name] == x[1:3]).all() for name, x in whole.items())
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_both(make_pair):
     task = task_of(make_pair, weight=0.5)
     batch = with_candidates(task)(np.array([2, 0, 2]), 0)

@@ -94,6 +94,7 @@ def rows_of(ids_NT, batch):
     return with_targets({key: np.repeat(x, len(ids_NT), axis=0) for key, x in batch.items()}, ids)
 
 
+@pytest.mark.slow
 @each_model
 def test_a_search_as_wide_as_the_corpus_equals_teacher_forcing(
     name, make_ids, built, random_variables, forced

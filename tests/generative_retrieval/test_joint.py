@@ -43,6 +43,7 @@ def batch(length=5):
     }
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_both(make_pair):
     task = build(spec(make_pair, head=dict(name="flax.linen.Dense", features=4), weight=0.5))
 
@@ -103,6 +104,7 @@ def test_batches_have_the_document_of_each_text():
     assert all((part[name] == x[:1]).all() for name, x in whole.items())
 
 
+@pytest.mark.slow
 def test_dense_search_and_fusion_with_the_shared_encoder(make_pair):
     task = build(spec(make_pair))
     encoder = Encoder(task.model, mesh=meshes.data_mesh(jax.devices()[:2]))

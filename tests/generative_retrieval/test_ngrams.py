@@ -39,6 +39,7 @@ def _world(length):
     return compiled, dict(zip(every, world.log_p_of_ids().tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_with_beams_for_all_it_finds_every_ngram():
     model, every = _world(3)
     for of_query in ngrams.generate(model, _index(), beams=40, length=3):

@@ -29,6 +29,7 @@ def batch():
     }
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_both_tables(make_pair):
     model, plain = build(spec(make_pair)), build(make_pair())
     read = {"tokens": np.pad(batch()["targets"][:, :-1], ((0, 0), (1, 0))), "mask": batch()["target_mask"]}

@@ -151,6 +151,7 @@ def copying(tokenizer):
     return probabilities, batch
 
 
+@pytest.mark.slow
 def test_a_copying_model_gives_a_distribution_and_can_write_the_texts_words_alone(copying, tokenizer):
     probabilities, batch = copying
     np.testing.assert_allclose(probabilities(batch).sum(axis=-1), 1, atol=1e-5)
@@ -178,6 +179,7 @@ def draw(tables, seeds, keys, sampling, queries, length):
     return np.asarray(jax.jit(run)(keys))
 
 
+@pytest.mark.slow
 def test_queries_are_drawn_from_the_models_distribution(tables):
     sampling = Sampling(temperature=0.5, top_k=2)
     # Two subwords and END, at most two of them; so many draws that frequencies lie within 5 deviations.
@@ -218,6 +220,7 @@ def restricted(logits_V, sampling):
     return p / p.sum()
 
 
+@pytest.mark.slow
 def test_at_temperature_0_the_likeliest_is_taken_and_end_fills_the_rest(tables):
     model = tables(5, 6)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -55,6 +55,7 @@ def test_only_live_documents_are_drawn(world, many):
     assert (np.asarray(many.log_p_BK[65]) == -np.inf).all()
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_row_and_number_alone(world, many):
     alone = _sampled(world, [7], particles=3)
     np.testing.assert_array_equal(alone.documents_BK[0], many.documents_BK[7, :3])
@@ -76,6 +77,7 @@ def test_greedy_takes_the_likeliest_that_leads_on(world):
     assert float(found.log_q_BK[0, 0]) == pytest.approx(np.log(world.masked()[left[0]]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_temperature_divides_log_probabilities(world):
     found = _sampled(world, [0], particles=32, temperature=2.0)
     halved = World(world.symbols_NT, tuple(table / 2 for table in world.logits))

@@ -40,6 +40,7 @@ def _shares(found, rows) -> np.ndarray:
     return share(np.asarray(found.documents_BK), pooled(found), 24)
 
 
+@pytest.mark.slow
 def test_weighted_rejection_approaches_the_models_distribution(world, many):
     found = many(rejection.weighted)
     assert kl(world.masked(), world.true()) > 0.05

@@ -178,7 +178,7 @@ def fake(monkeypatch, tmp_path):
             with lock:
                 trained[name] = dict(given, config=config)
             run_dir.mkdir(parents=True)
-            (run_dir / "docids.json").write_text(json.dumps({"longest": 4}))
+            (run_dir / "docids.json").write_text(json.dumps({"documents": 1, "of": "", "longest": 4}))
             (run_dir / "config.json").write_text(json.dumps({"schedule": {"total_steps": given["steps"]}}))
             values = {"mrr@10": {"q": 0.5}, "hits@1": {"q": 0.0}, "hits@10": {"q": 1.0}}
             meta = dict(best_step=1, parameters=7, wall_seconds={"training": 1.0})

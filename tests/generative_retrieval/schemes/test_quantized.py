@@ -32,6 +32,7 @@ def test_codes_and_numbers_by_hand(scheme, books, make_documents):
     assert (docids.collisions, docids.size) == (pytest.approx(4 / 6), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES, ids=["residual", "product"])
 def test_later_documents_are_coded_with_the_same_codebooks(scheme, make_documents, extended, vectors):
     first, more = vectors(30), vectors(20, seed=1)
