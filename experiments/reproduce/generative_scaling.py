@@ -294,7 +294,7 @@ def draw(figure: Figure, cells: Sequence[Cell], found: Mapping[str, Found]) -> N
     left.set_xlabel("documents")
     left.set_ylabel("MRR@10")
     left.set_ylim(0, 1)
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower left")
     left.grid(alpha=0.3)
     base = [cell for cell in cells if cell.corpus == corpora[1] and cell.name in found]
     base.sort(key=lambda cell: means(found[cell.name])[MEASURE])
