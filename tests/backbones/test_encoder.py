@@ -190,6 +190,7 @@ def test_scanned_equals_a_python_loop_in_value_and_gradient():
 REPLAYED = make(dropout=0.3, bias=RelativeBias(heads=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{"unroll": N}, {"remat": remat.save_nothing()}, {"remat": remat.save_projections()}],

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,7 @@ def differentiated(module):
     return jax.jit(jax.value_and_grad(loss))
 
 
+@pytest.mark.slow
 def test_a_dropout_key_replays_values_and_gradients():
     """To the bit when called again; the same numbers when the backward pass computes layers again."""
     module = Both(dropout=0.3)

@@ -85,6 +85,7 @@ def test_an_encoder_of_periods_is_its_blocks_by_hand():
     assert len({np.asarray(k[p]).tobytes() for k in kernels for p in range(PERIODS)}) == PERIODS * EVERY
 
 
+@pytest.mark.slow
 def test_cached_decoding_is_that_of_the_whole_text():
     module = decoder(cross=True)
     mask = jnp.asarray(np.arange(S)[None] < np.array([[4], [2]]))

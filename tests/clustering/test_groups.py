@@ -1,11 +1,13 @@
 import jax
 import numpy as np
+import pytest
 
 from clustering import groups, kmeans
 
 fit = jax.jit(groups.fit)
 
 
+@pytest.mark.slow
 def test_each_group_is_clustered_by_itself(mixture):
     x_GSD = np.stack([mixture(64, seed=seed) for seed in range(4)])
     sizes_G = np.array([64, 30, 5, 0], np.int32)

@@ -88,6 +88,7 @@ def test_fit_and_descend(mixture):
     same_paths(hierarchical.descend(found.tree, new_ND[7:8]), paths_NT[7:8])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_paths_however_the_vectors_come(mixture, over_eight):
     x_ND = mixture(600)
     found = hierarchical.fit(x_ND, K, LEAF, seed=2)

@@ -87,6 +87,7 @@ def tied():
     return params, jax.jit(task().survey)(params, {}, batch(), jax.random.key(0))["query"]
 
 
+@pytest.mark.slow
 def test_a_tied_tower_is_balanced_over_both_sides_together():
     params, sums = tied()
     loss, (_, metrics) = jax.jit(functools.partial(task().loss, train=True))(

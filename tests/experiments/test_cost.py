@@ -115,6 +115,7 @@ def test_the_time_of_an_all_to_all(config, topology, milliseconds, tpu_devices):
     assert f"{milliseconds:.3g} ms" in cost.lines(found)[-3]
 
 
+@pytest.mark.slow
 def test_a_batch_in_chunks_moves_what_it_moves_in_one_piece():
     config = mixture.get_config("folder=,batch=8").to_dict()
     whole = cost.of(config)["layers"]

@@ -244,7 +244,9 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(folder, tmp_path, fie
 
 
 def test_what_only_training_can_tell(folder, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"config\.batch: domain_rows is 512; allowed: 1 to \d+, the chunks"):
+    with pytest.raises(
+        UsageError, match=r"config\.batch: domain_rows is 512; allowed: 1 to \d+, the examples"
+    ):
         Experiment(config(folder, **{"batch.batch_size": 512, "batch.domain_rows": 512}), tmp_path).train()
     with monkeypatch.context() as patch:
         empty = lambda of, split, *given: (_ for _ in ()).throw(DataError(f"no text in {split}"))

@@ -17,6 +17,7 @@ def test_check_allows_a_ten_thousandth():
             train_step.check([3.0, 2.0], losses)
 
 
+@pytest.mark.slow
 def test_our_step_learns_the_batch():
     batch = train_step.random_batch(vocabulary=50, batch=8, query_length=4, document_length=6)
     task = build(train_step.task_spec(layers=2, width=8, heads=2, vocabulary=50))

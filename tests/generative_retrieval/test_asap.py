@@ -47,6 +47,7 @@ def _defined(world, documents, live_N=None) -> np.ndarray:
     return np.log([c(beginning) if beginning in begun else 1.0 for beginning in every])  # in order of nodes
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_as_defined(world, sampler):
     samples, futures = _learn(sampler, 0, asap.nothing_learned(world.trie, 2))
     for row in range(2):

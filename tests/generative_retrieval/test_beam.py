@@ -90,6 +90,7 @@ def test_only_live_documents_are_found_as_if_there_were_no_others(search_random,
     hold()
 
 
+@pytest.mark.slow
 def test_it_stops_early_with_the_best_of_a_search_to_the_end(
     tables, make_ids, pad_trie, python_search, quick_jit, monkeypatch
 ):
@@ -123,6 +124,7 @@ def test_it_stops_early_with_the_best_of_a_search_to_the_end(
     assert 2 * len(seeds) < len(steps) < T * len(seeds)  # some searches stopped before the longest id's end
 
 
+@pytest.mark.slow
 def test_renormalized_over_what_leads_on_the_scores_of_all_live_documents_add_up_to_one(
     tables, make_ids, quick_jit
 ):

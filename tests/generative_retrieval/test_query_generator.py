@@ -110,6 +110,7 @@ def generator(request, tokenizer):
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
+@pytest.mark.slow
 def test_there_is_one_table(generator):
     tables = [
         path for path, _ in jax.tree_util.tree_leaves_with_path(generator[1]) if "table" in str(path[-1])
@@ -117,6 +118,7 @@ def test_there_is_one_table(generator):
     assert len(tables) == 1
 
 
+@pytest.mark.slow
 def test_a_step_at_a_time_gives_what_the_whole_gives(generator):
     model, variables, batch = generator
     whole_BTV = jax.nn.log_softmax(jax.jit(model.apply)(variables, batch).logits)
@@ -164,6 +166,7 @@ def test_a_copying_model_gives_a_distribution_and_can_write_the_texts_words_alon
     assert (fresh_TV[:, ~held].sum(axis=-1) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_a_row_of_padding_alone_is_finite(copying):
     probabilities, batch = copying
     batch = {**batch, "mask": batch["mask"] * np.array([[1], [1], [0]], np.int32)}

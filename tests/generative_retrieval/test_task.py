@@ -71,6 +71,7 @@ def split_of(variables):
     return {"model": variables["params"]}, {}
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_both_sides_and_padding_does_not_matter(make_pair):
     rng = np.random.default_rng(1)
     task = build(spec(make_pair))

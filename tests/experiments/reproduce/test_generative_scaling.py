@@ -223,7 +223,7 @@ def test_cells_of_equal_computation_have_fewer_steps(tmp_path, fake):
 def test_when_the_time_is_up_no_more_cells_are_begun(tmp_path, fake, monkeypatch):
     sizes = dataclasses.replace(SIZES, minutes=10, workers=1)
     minutes = iter([1.0] * 6 + [11.0] * 100)
-    monkeypatch.setattr(Clock, "seconds", property(lambda self: 60 * next(minutes)))
+    monkeypatch.setattr(Clock, "cpu_seconds", property(lambda self: 60 * next(minutes)))
     monkeypatch.setattr(Clock, "save", lambda self: None)
     done = generative_cells.train(tmp_path, sizes)
     assert {name for name in done if "bm25" not in name} == {
@@ -261,7 +261,7 @@ def test_a_clock_adds_up(tmp_path):
     file.write_text(json.dumps({"seconds": 100.0, "cpu_seconds": 50.0}))
     with Clock(file) as clock:
         assert clock.seconds >= 100.0
-        assert clock.cpu_seconds >= 50.0
+        assert clock.cpu_seconds >= 49.9  # it subtracts what it adds
     again = json.loads(file.read_text())
     assert 100.0 <= again["seconds"] < 110.0
     assert 0 <= first < 10.0

@@ -20,6 +20,7 @@ def thefts(tmp_path_factory):
     return Thefts(tmp_path_factory.mktemp("thefts") / "thefts.jsonl", seed=5, sizes=SIZES)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_read_and_no_more_queries_are_counted_than_it_takes(thefts):
     theft = thefts.steal(OPEN, (3, 1), 4)
     assert (theft.found, theft.shown, theft.right) == ((3, 1), (True, True), 2)

@@ -32,6 +32,7 @@ def test_longer_ids_of_later_documents_share_the_last_position(make_documents, e
     assert spelled(after.symbols_NT[5]) == [2, 3, 4, 0]
 
 
+@pytest.mark.slow
 def test_it_extends_as_the_scheme_does(make_documents, extended, vectors):
     inner = Semantic(branching=3, leaf_size=4)
     scheme = ByPosition(inner, positions=6)
