@@ -129,6 +129,18 @@ class Pairs(NamedTuple):
     split: str = "train"
 
 
+class Teacher(NamedTuple):
+    """What a teacher says of the documents that a query is trained with.
+
+    Attributes:
+      positives: float32 [queries, P], its scores of `Pairs.positives`, NaN where there is none.
+      negatives: float32 [queries, M], those of the mined negatives, or None where none are mined.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray | None = None
+
+
 def training_pairs(dataset: Dataset, split: str) -> Pairs:
     """Lists the pairs of a split with relevance above 0.
 
@@ -174,15 +186,18 @@ def contrastive(
     document_length: int,
     negatives: np.ndarray | None = None,
     negatives_per_query: int = 0,
+    teacher: Teacher | None = None,
+    groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> Callable[..., Batch]:
     """Returns the function `(examples [B] of the whole batch, step, part=all) -> batch of that part`.
 
     The batch has, for B examples and 1 + H documents each (the relevant one first):
     `query_{tokens,mask,segments}` [B, L], `document_{tokens,mask,segments}` [B, 1 + H, L],
-    `document_rows` [B, 1 + H] (-1: no document there) and `positives` [B, P], all int32. L is, for each
-    side, the shortest of `corpora.lengths.ladder` that holds the longest row of the whole batch, whatever
-    the `part`, a slice of it or its rows.
+    `document_rows` [B, 1 + H] (-1: no document there) and `positives` [B, P], all int32; with a teacher also
+    `teacher` float32 [B, 1 + H], NaN where there is no document, and with groups `group` int32 [B]. L is, for
+    each side, the shortest of `corpora.lengths.ladder` that holds the longest row of the whole batch,
+    whatever the `part`, a slice of it or its rows.
 
     Where documents are passages, one passage drawn anew at each step stands for each: all passages of a
     relevant document count as relevant, and those of another as not (Dai and Callan, 2019, "Deeper
@@ -195,6 +210,8 @@ def contrastive(
       query_length: tokens a query is cut to; `document_length` likewise.
       negatives: int32 [queries, M], mined documents of each query, -1 beyond.
       negatives_per_query: H; drawn from `negatives` anew at each step by (seed, step, example).
+      teacher: its scores of the positives and the mined negatives.
+      groups: int32 [examples], the group of each.
       seed: of what is drawn.
 
     Raises:
@@ -206,6 +223,8 @@ def contrastive(
         raise ValueError(
             f"negatives_per_query is {negatives_per_query}, but the table lists {negatives.shape[1]} a query"
         )
+    if teacher is not None:
+        _check_teacher(teacher, pairs, negatives)
     ladders = {"query": ladder(query_length), "document": ladder(document_length)}
 
     def cut(side: str, table: TokenTable, rows: np.ndarray, part: slice | np.ndarray) -> Batch:
@@ -217,25 +236,46 @@ def contrastive(
         query_rows_B = pairs.query_rows[examples_B]
         document_rows_BH = pairs.document_rows[examples_B][:, None]
         bits = functools.partial(random_bits, seed, step, examples_B)
+        scores = [] if teacher is None else [_of_own(teacher, pairs, query_rows_B, document_rows_BH)]
         if negatives_per_query:
             listed_BM = negatives[query_rows_B]
             drawn_BH = _draw(listed_BM, negatives_per_query, bits(0, listed_BM.shape[1]))
-            document_rows_BH = np.concatenate([document_rows_BH, drawn_BH], axis=1)
+            document_rows_BH = np.concatenate(
+                [document_rows_BH, np.take_along_axis(listed_BM, drawn_BH, axis=1)], axis=1
+            )
+            if teacher is not None:
+                scores.append(np.take_along_axis(teacher.negatives[query_rows_B], drawn_BH, axis=1))
         passages_BH = document_tokens.draw(document_rows_BH, bits(1, document_rows_BH.shape[1]))
         return {
             **cut("query", query_tokens, query_rows_B, part),
             **cut("document", document_tokens, passages_BH, part),
             "document_rows": document_rows_BH[part].astype(np.int32),
             "positives": pairs.positives[query_rows_B[part]],
+            **({"teacher": np.concatenate(scores, axis=1)[part]} if scores else {}),
+            **({} if groups is None else {"group": groups[examples_B[part]].astype(np.int32)}),
         }
 
     return batch
 
 
 def _draw(listed_BM: np.ndarray, count: int, bits_BM: np.ndarray) -> np.ndarray:
-    """`count` of each query's negatives in random order, -1 where it has fewer."""
+    """The places of `count` of each query's negatives in random order, those of -1 last."""
     bits_BM = np.where(listed_BM < 0, np.uint64(2**64 - 1), bits_BM)
-    return np.take_along_axis(listed_BM, np.argsort(bits_BM, axis=1, kind="stable")[:, :count], axis=1)
+    return np.argsort(bits_BM, axis=1, kind="stable")[:, :count]
+
+
+def _of_own(
+    teacher: Teacher, pairs: Pairs, query_rows_B: np.ndarray, document_rows_B1: np.ndarray
+) -> np.ndarray:
+    """The teacher's scores [B, 1] of the relevant documents."""
+    place_B1 = (pairs.positives[query_rows_B] == document_rows_B1).argmax(axis=1)[:, None]
+    return np.take_along_axis(teacher.positives[query_rows_B], place_B1, axis=1)
+
+
+def _check_teacher(teacher: Teacher, pairs: Pairs, negatives: np.ndarray | None) -> None:
+    for side, scores, rows in zip(Teacher._fields, teacher, (pairs.positives, negatives), strict=True):
+        if (scores is None) != (rows is None) or np.shape(scores) != np.shape(rows):
+            raise ValueError(f"teacher.{side} are {np.shape(scores)}; allowed: one a row, {np.shape(rows)}")
 
 
 def stream(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dual_encoder.objectives import Candidates
+from dual_encoder.candidates import Candidates
 
 
 @struct.dataclass

@@ -1,6 +1,6 @@
 """InfoNCE whose similarity matrix is never there whole: blocks of it, and over a mesh a ring of devices.
 
-Equal to `dual_encoder.objectives` in value, gradient and metrics. Scores are made a block of queries and
+Equal to `objectives.softmax` in value, gradient and metrics. Scores are made a block of queries and
 documents at a time, and what a query needs of them, the log of the sum of their exponentials, is summed up
 as they come (Milakov and Gimelshein, 2018, "Online normalizer calculation for softmax"). Where the gradient
 is asked for it is made with the loss, by hand; what comes from above only scales it. The memory beside the
@@ -42,7 +42,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dual_encoder import blocks
-from dual_encoder.objectives import Candidates, Metrics
+from dual_encoder.candidates import Candidates
+from dual_encoder.objectives.arrays import Metrics
 from training.mesh import BATCH_AXES
 
 # Blocks of scores that are held on one device, where the gradient is made from the scores of the sums.
@@ -60,7 +61,7 @@ def info_nce(
     temperature: float | jax.Array,
     block: int = 512,
 ) -> tuple[jax.Array, Metrics]:
-    """`dual_encoder.objectives.info_nce`, a block at a time.
+    """`objectives.softmax.info_nce`, a block at a time.
 
     Over a mesh it has to be traced under `jax.set_mesh`; B and N are split over its batch axes.
 
@@ -74,7 +75,7 @@ def info_nce(
         they do not divide is padded, by a copy.
 
     Returns:
-      the loss, and `accuracy`, as `dual_encoder.objectives.info_nce` has them.
+      the loss, and `accuracy`, as `objectives.softmax.info_nce` has them.
 
     Raises:
       AssertionError: shapes that do not fit (chex).
@@ -100,7 +101,7 @@ def symmetric_info_nce(
     temperature: float | jax.Array,
     block: int = 512,
 ) -> tuple[jax.Array, Metrics]:
-    """`dual_encoder.objectives.symmetric_info_nce`, a block at a time.
+    """`objectives.softmax.symmetric_info_nce`, a block at a time.
 
     Arguments, results and errors are those of `info_nce`.
     """

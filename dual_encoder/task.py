@@ -5,7 +5,6 @@ chunks of R rows.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dual_encoder import objectives
+from dual_encoder.objectives import arrays, softmax
 from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
 from moe.auxiliary import Auxiliary, WithAuxiliary, added, streams
@@ -46,7 +45,8 @@ class Contrastive(WithAuxiliary):
 
     Attributes:
       model: the dual encoder.
-      objective: one of `dual_encoder.objectives` or `dual_encoder.blockwise`, waiting for its arrays.
+      objective: one of `dual_encoder.objectives` or `dual_encoder.blockwise`, waiting for its arrays; it is
+        handed those that it names, see `objectives.arrays`.
       temperature: what scores are divided by, or where it starts if it is learned.
       learn_temperature: whether it is trained with the model, as min_temperature + exp(parameter).
       min_temperature: what a learned temperature stays above; 0.01 as in CLIP (Radford et al., 2021),
@@ -69,22 +69,21 @@ class Contrastive(WithAuxiliary):
 
     Raises:
       ValueError: a temperature that is not positive, chunks below 1, a measure that is no function or has
-        no scores to be made of.
+        no scores to be made of, an objective that needs what no Task has.
     """
 
     model: DualEncoder
-    objective: Callable = objectives.info_nce
+    objective: Callable = softmax.info_nce
     temperature: float = 0.05
     learn_temperature: bool = False
     min_temperature: float = 0.01
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     chunks: int = 1
     auxiliary: Auxiliary | None = None
-    in_blocks: bool = dataclasses.field(init=False)  # the objective takes `candidates`, not `where`
+    arrays: tuple[str, ...] = dataclasses.field(init=False)  # that the objective names
 
     def __post_init__(self):
-        in_blocks = "candidates" in inspect.signature(self.objective).parameters
-        object.__setattr__(self, "in_blocks", in_blocks)
+        object.__setattr__(self, "arrays", arrays.named(self.objective))
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be positive")
         if self.learn_temperature and not 0 < self.min_temperature < self.temperature:
@@ -97,7 +96,7 @@ class Contrastive(WithAuxiliary):
                 raise ValueError(
                     f"measures[{name!r}] is {measure!r}; allowed: a function such as eval.on_device.mrr"
                 )
-        if self.measures and in_blocks:
+        if self.measures and "candidates" in self.arrays:
             raise ValueError(
                 f"measures has {', '.join(self.measures)}; allowed: none, {{}}, for they need all scores "
                 "at once, which this objective never has"
@@ -131,31 +130,52 @@ class Contrastive(WithAuxiliary):
           ValueError: the chunks do not divide the batch, or not into rows for every device; the model has
             sparse layers and the Task no `auxiliary`, or the other way round.
         """
-        query_BD, document_ND, sums = self._encode(self.variables(params, state), batch, rng, train=train)
-        labels_B = jnp.arange(query_BD.shape[0]) * batch["document_rows"].shape[1]
-        candidates = objectives.Candidates(batch["positives"], batch["document_rows"].reshape(-1))
-        counted = {"candidates": candidates} if self.in_blocks else {"where": candidates.where(labels_B)}
-        temperature = self.current_temperature(params)
-        loss, metrics = self.objective(
-            query_BD, document_ND, labels=labels_B, temperature=temperature, **counted
-        )
-        measured = self._measure(query_BD, document_ND, labels_B, **counted) if self.measures else {}
-        metrics = {**metrics, **measured, "temperature": temperature}
+        query_BD, document_ND, sums = self.vectors(params, state, batch, rng, train=train)
+        loss, metrics = self.compare(params, query_BD, document_ND, batch)
         more, of_sparse = added(self.auxiliary, sums, others)
         if of_sparse:
             metrics = {**metrics, **of_sparse, "contrastive": loss}
             loss = loss + more
         return loss, (state, metrics)
 
+    def compare(
+        self,
+        params: Any,
+        query_BD: jax.Array,
+        document_ND: jax.Array,
+        batch: Batch,
+        weights_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the objective's loss of vectors that are there, and its metrics.
+
+        Args:
+          params: of the Task, for a temperature that is learned.
+          query_BD: of a batch.
+          document_ND: likewise.
+          batch: theirs.
+          weights_B: how much each query counts, of mean 1; None for all alike.
+
+        Raises:
+          ValueError: there are weights, and the objective takes none.
+        """
+        if weights_B is not None and "weights" not in self.arrays:
+            raise ValueError(f"{self.objective} takes no weights; allowed here: an objective that does")
+        temperature = self.current_temperature(params)
+        handed = arrays.given(self.arrays, batch, temperature, weights_B)
+        loss, metrics = self.objective(query_BD, document_ND, **handed)
+        measured = self._measure(query_BD, document_ND, batch) if self.measures else {}
+        return loss, {**metrics, **measured, "temperature": temperature}
+
     def survey(self, params: Any, state: Any, batch: Batch, rng: jax.Array) -> Any:
         """Returns the sums that `loss` comes to from the same arguments in training."""
-        return self._encode(self.variables(params, state), batch, rng, train=True)[2]
+        return self.vectors(params, state, batch, rng, train=True)[2]
 
-    def _encode(
-        self, variables: Any, batch: Batch, rng: jax.Array, *, train: bool
+    def vectors(
+        self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array, dict[str, dict[str, jax.Array]]]:
         """Returns the vectors of queries [B, D] and documents [N, D], and the sums of sparse layers by the
         place of their tower."""
+        variables = self.variables(params, state)
         listed = batch["document_rows"].shape[1]
 
         def encode(batch, rng):
@@ -172,8 +192,8 @@ class Contrastive(WithAuxiliary):
             query_BD, document_ND, *sums = encode(batch, rng)
             return query_BD, document_ND, self._by_place(*sums)
 
-        arrays = {f"{side}_{name}" for side in ("query", "document") for name in _FIELDS}
-        chunk_of = chunked({name: batch[name] for name in sorted(arrays)}, self.chunks)
+        read = {f"{side}_{name}" for side in ("query", "document") for name in _FIELDS}
+        chunk_of = chunked({name: batch[name] for name in sorted(read)}, self.chunks)
 
         def encode_chunk(number):
             return encode(chunk_of(number), jax.random.fold_in(rng, number))
@@ -202,7 +222,8 @@ class Contrastive(WithAuxiliary):
             return jnp.float32(self.temperature)
         return self.min_temperature + jnp.exp(params["log_temperature"])
 
-    def _measure(self, query_BD, document_ND, labels_B, where) -> Metrics:
+    def _measure(self, query_BD: jax.Array, document_ND: jax.Array, batch: Batch) -> Metrics:
+        labels_B, where = arrays.given(("labels", "where"), batch, jnp.float32(1)).values()
         scores_BN = jax.lax.stop_gradient(query_BD @ document_ND.T)
         own_BN = (labels_B[:, None] == jnp.arange(scores_BN.shape[1])[None, :]).astype(jnp.int32)
         return {

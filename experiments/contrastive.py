@@ -18,7 +18,7 @@ The fields of such a config:
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
+from corpora.grouped_order import GroupedOrder
 from dual_encoder.encoding import Encoder
 from dual_encoder.negatives import drop_positives
 from dual_encoder.retriever import SYSTEMS, Retriever
@@ -45,7 +46,8 @@ _FIELDS = (
     "seed", "data", "tokenizer", "text", "batch", "task", "optimizer", "mesh", "init_from", "schedule",
     "evaluation",
 )  # fmt: skip
-NEGATIVES = "negatives"  # the table of mined documents, int32 [queries, M]
+# Tables, by query: mined documents int32 [queries, M], and what a teacher says of them and of the positives.
+NEGATIVES, TEACHER = "negatives", batches.Teacher("teacher_positives", "teacher_negatives")
 
 
 def _open(
@@ -123,13 +125,8 @@ class Experiment:
     def train(self, *, profile: Profile | None = None) -> TrainState:
         """Trains from the run's latest checkpoint, or from the start; see training.loop.train."""
         query_tokens = self.query_tokens(self.pairs.query_ids)
-        order = batches.Order(
-            len(self.pairs.query_rows),
-            self.config["seed"],
-            self._batch.neighbors,
-            length_window=self._batch.length_window,
-            lengths=batches.example_lengths(self.pairs, query_tokens, self.document_tokens),
-        )
+        groups = self._groups()
+        order = self._order(query_tokens, groups)
 
         def stream(first_step: int, in_use: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
             make_batch = batches.contrastive(
@@ -140,6 +137,8 @@ class Experiment:
                 document_length=self.text.document_length,
                 negatives=in_use.get(NEGATIVES),
                 negatives_per_query=self._batch.negatives_per_query,
+                teacher=self._teacher(in_use),
+                groups=groups,
                 seed=self.config["seed"],
             )
             return batches.stream(
@@ -220,15 +219,55 @@ class Experiment:
         length = self.text.document_length
         return exact.build(self.encoder.documents(variables, self.document_tokens, length, title=title))
 
+    def _order(
+        self, query_tokens: tokens.TokenTable, groups: np.ndarray | None
+    ) -> batches.Order | GroupedOrder:
+        if self._batch.group_rows:
+            return GroupedOrder(groups, self.config["seed"], self._batch.group_rows)
+        return batches.Order(
+            len(self.pairs.query_rows),
+            self.config["seed"],
+            self._batch.neighbors,
+            length_window=self._batch.length_window,
+            lengths=batches.example_lengths(self.pairs, query_tokens, self.document_tokens),
+        )
+
+    def _groups(self) -> np.ndarray | None:
+        """Returns the group int32 [examples] of each example, found once a run, or None."""
+        if self._batch.groups is None:
+            return None
+        return self._table("groups", lambda: self._batch.groups(self.dataset, self.pairs), "grouping queries")
+
+    def _teacher(self, in_use: Mapping[str, np.ndarray]) -> batches.Teacher | None:
+        if self._batch.teacher is None:
+            return None
+        return batches.Teacher(in_use[TEACHER.positives], in_use.get(TEACHER.negatives))
+
     def _tables(self) -> dict[str, np.ndarray]:
-        """Mines the table that `batch.negatives` asks for, once a run."""
-        if not self._batch.negatives_per_query:
-            return {}
-        file = self.run_dir / tables.FOLDER / f"{NEGATIVES}.npy"
-        with distributed.leader_first("mining negatives"):
+        """Makes the tables that `batch.negatives` and `batch.teacher` ask for, once a run."""
+        found = {}
+        if self._batch.negatives_per_query:
+            mine = lambda: self.without_own(self._batch.negatives(self.dataset, self.pairs))
+            found[NEGATIVES] = self._table(NEGATIVES, mine, "mining negatives")
+        if self._batch.teacher is not None:
+            score = lambda: self.scored(self.pairs.positives)
+            found[TEACHER.positives] = self._table(TEACHER.positives, score, "scoring positives")
+            if NEGATIVES in found:
+                score = lambda: self.scored(found[NEGATIVES])
+                found[TEACHER.negatives] = self._table(TEACHER.negatives, score, "scoring negatives")
+        return found
+
+    def _table(self, name: str, make: Callable[[], np.ndarray], title: str) -> np.ndarray:
+        """Returns a table of the run's start, which the first process makes where it is not there yet."""
+        file = self.run_dir / tables.FOLDER / f"{name}.npy"
+        with distributed.leader_first(title):
             if not file.exists():
-                tables.save(file, self.without_own(self._batch.negatives(self.dataset, self.pairs)))
-            return {NEGATIVES: tables.load(file)}
+                tables.save(file, make())
+            return tables.load(file)
+
+    def scored(self, rows_QM: np.ndarray) -> np.ndarray:
+        """Returns the teacher's scores float32 [Q, M] of documents of the training queries."""
+        return self._batch.teacher(self.dataset, self.pairs.query_ids, rows_QM)
 
     def without_own(self, rows_QM: np.ndarray) -> np.ndarray:
         """Leaves each query's own document out of its negatives where no system may find it."""
@@ -261,4 +300,7 @@ class _Refresh:
         def search(k: int) -> np.ndarray:
             return experiment.search_rows(index, variables, self._query_tokens, k)[1]
 
-        return {NEGATIVES: experiment.without_own(self._batch.refresh(search, experiment.pairs))}
+        rows_QM = experiment.without_own(self._batch.refresh(search, experiment.pairs))
+        if self._batch.teacher is None:
+            return {NEGATIVES: rows_QM}
+        return {NEGATIVES: rows_QM, TEACHER.negatives: experiment.scored(rows_QM)}

@@ -22,6 +22,12 @@ class Batch:
     negatives: who mines them, such as dual_encoder.negatives.bm25; None for none.
     refresh: who mines them anew with the model in training, such as dual_encoder.negatives.nearest.
     refresh_every: steps between that; 0 for never.
+    teacher: who scores each query's documents for an objective that imitates it, see `dual_encoder.scorers`;
+      None for none.
+    groups: who tells which group each example is of, such as its topic: `(dataset, pairs) -> int32
+      [examples]`; None for none.
+    group_rows: rows of one group that stand together in a batch, see corpora.grouped_order; with
+      batch_size all of a batch are of one group. 0 leaves the order alone.
     length_window: batches whose examples are sorted by length among them, for less padding; 0 for none.
       It changes which documents meet as in-batch negatives, see corpora.batches.Order.
     """
@@ -33,6 +39,9 @@ class Batch:
     refresh: Callable[..., np.ndarray] | None = None
     refresh_every: int = 0
     length_window: int = 0
+    teacher: Callable[..., np.ndarray] | None = None
+    groups: Callable[..., np.ndarray] | None = None
+    group_rows: int = 0
 
     def __post_init__(self):
         for field, least in (
@@ -41,6 +50,7 @@ class Batch:
             ("negatives_per_query", 0),
             ("refresh_every", 0),
             ("length_window", 0),
+            ("group_rows", 0),
         ):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
@@ -65,6 +75,17 @@ class Batch:
             raise ValueError(
                 f"refresh_every is {self.refresh_every} and refresh is "
                 f"{'not ' if self.refresh is None else ''}given; refreshed negatives need both"
+            )
+        if self.group_rows and self.groups is None:
+            raise ValueError(f"group_rows is {self.group_rows} and groups is not given; allowed: both")
+        if self.group_rows and self.batch_size % self.group_rows:
+            raise ValueError(
+                f"group_rows is {self.group_rows}; allowed: a divisor of batch_size, {self.batch_size}"
+            )
+        if self.group_rows and (self.neighbors > 1 or self.length_window):
+            raise ValueError(
+                f"group_rows is {self.group_rows}, neighbors {self.neighbors} and length_window "
+                f"{self.length_window}; allowed with group_rows: 1 and 0, for it orders the examples itself"
             )
         if self.refresh is not None and self.negatives is None:
             raise ValueError("refresh is given and negatives is not; the first steps need some too")

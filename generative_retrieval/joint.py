@@ -32,7 +32,7 @@ from flax import linen as nn
 
 from backbones.encoded import Encoded
 from corpora.lengths import bucket, ladder
-from dual_encoder import objectives
+from dual_encoder.objectives import arrays, softmax
 from dual_encoder.towers import Tower
 from generative_retrieval import indexing
 from generative_retrieval import task as tasks
@@ -132,7 +132,7 @@ class Joint(tasks.AroundSpelling):
 
     Attributes:
       spelling: with all its options; its model is a `SharedEncoder`.
-      objective: one of `dual_encoder.objectives`, waiting for its arrays.
+      objective: one of `dual_encoder.objectives`, waiting for its arrays; no teacher scores these.
       temperature: what products of vectors are divided by.
       weight: of the contrastive loss.
 
@@ -141,7 +141,7 @@ class Joint(tasks.AroundSpelling):
     """
 
     spelling: tasks.SequenceToSequence
-    objective: Callable = objectives.info_nce
+    objective: Callable = softmax.info_nce
     temperature: float = 0.05
     weight: float = 1.0
 
@@ -192,11 +192,10 @@ class Joint(tasks.AroundSpelling):
             method="both",
         )
         query_BD = query_BD[:: len(query_BD) // len(document_BD)]  # one pass of each query
-        rows_B, labels_B = batch["documents"], jnp.arange(len(document_BD))
-        where_BB = objectives.candidates(rows_B[:, None], rows_B, labels_B)
-        contrastive, of_pairs = self.objective(
-            query_BD, document_BD, labels=labels_B, where=where_BB, temperature=self.temperature
-        )
+        rows_B1 = batch["documents"][:, None]
+        listed = {"document_rows": rows_B1, "positives": rows_B1}
+        handed = arrays.given(arrays.named(self.objective), listed, jnp.float32(self.temperature))
+        contrastive, of_pairs = self.objective(query_BD, document_BD, **handed)
         loss, metrics = self.spelling.weighed(spelled, seen, train=train, others=others)
         metrics = {**metrics, "spelling": loss, "contrastive": contrastive}
         metrics |= {f"contrastive/{name}": value for name, value in of_pairs.items()}

@@ -2,7 +2,7 @@
 
 A spec is a mapping with a `name`, the dotted path of a callable, and its keyword arguments:
 
-    objective = dict(name="dual_encoder.objectives.info_nce", temperature=0.05)
+    objective = dict(name="dual_encoder.objectives.softmax.info_nce", temperature=0.05)
 
 `build` imports the callable, builds nested specs first, and calls it. A function whose required
 arguments are not all given becomes a `functools.partial` that waits for them: an objective, say,

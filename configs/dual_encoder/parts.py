@@ -50,7 +50,7 @@ def contrastive(model: dict, objective: str = "whole") -> dict:
     if objective not in ("whole", "blockwise"):
         raise ValueError(f"config argument objective={objective!r}; allowed: whole, blockwise")
     whole = objective == "whole"
-    module = "dual_encoder.objectives" if whole else "dual_encoder.blockwise"
+    module = "dual_encoder.objectives.softmax" if whole else "dual_encoder.blockwise"
     return dict(
         name="dual_encoder.task.Contrastive",
         model=model,

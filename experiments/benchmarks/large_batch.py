@@ -1,7 +1,7 @@
 """Time and memory of large contrastive batches: blockwise loss and gradient caching beside the plain ones.
 
 Three parts. `blockwise`: value and gradient of the loss alone, `dual_encoder.blockwise` beside
-`dual_encoder.objectives` under `jit`, the mask included. `cached`: a whole training step whose batch is
+`objectives.softmax` under `jit`, the mask included. `cached`: a whole training step whose batch is
 encoded in chunks (`Contrastive(chunks=M)`), beside the same step at once. `memory`: the temporaries that
 XLA's compiled programs need, beside arguments and results, as the batch grows; nothing of that size is run.
 What is timed must be equal in value and gradient, or there is no report.
@@ -28,7 +28,9 @@ import optax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dual_encoder import blockwise, objectives
+from dual_encoder import blockwise
+from dual_encoder.candidates import Candidates
+from dual_encoder.objectives import softmax
 from experiments.benchmarks import harness, train_step
 from training.build import build
 from training.memory import keep_freed_memory
@@ -163,7 +165,7 @@ def memory(largest: int, objective: str) -> dict:
         for name, loss in losses(objective).items():
             curves[f"loss_{name}"].append(temporaries(differentiated(loss), *vectors))
         curves["vectors"].append(2 * sum(x.size * x.dtype.itemsize for x in vectors[:2]))
-        plain = dict(name=f"dual_encoder.objectives.{objective}")
+        plain = dict(name=f"dual_encoder.objectives.softmax.{objective}")
         curves["step_plain"].append(step_temporaries(batch, 1, plain))
         in_blocks = dict(name=f"dual_encoder.blockwise.{objective}")
         curves["step_cached"].append(step_temporaries(batch, batch // _CHUNK_ROWS, in_blocks))
@@ -191,12 +193,12 @@ def losses(objective: str) -> dict[str, Callable]:
 
     def plain(query_BD, document_BD, temperature, rows_B):
         labels_B = jnp.arange(len(rows_B))
-        where_BB = objectives.candidates(rows_B[:, None], rows_B, labels_B)
-        function = getattr(objectives, objective)
+        where_BB = Candidates(rows_B[:, None], rows_B).where(labels_B)
+        function = getattr(softmax, objective)
         return function(query_BD, document_BD, labels=labels_B, where=where_BB, temperature=temperature)
 
     def in_blocks(query_BD, document_BD, temperature, rows_B):
-        candidates = objectives.Candidates(rows_B[:, None], rows_B)
+        candidates = Candidates(rows_B[:, None], rows_B)
         function = getattr(blockwise, objective)
         return function(
             query_BD,

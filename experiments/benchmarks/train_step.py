@@ -170,7 +170,7 @@ def task_spec(layers: int, width: int, heads: int, vocabulary: int) -> dict:
     return dict(
         name="dual_encoder.task.Contrastive",
         model=dict(name="dual_encoder.towers.tied", tower=tower),
-        objective=dict(name="dual_encoder.objectives.symmetric_info_nce"),
+        objective=dict(name="dual_encoder.objectives.softmax.symmetric_info_nce"),
         temperature=_TEMPERATURE,
         learn_temperature=True,
         min_temperature=_MIN_TEMPERATURE,

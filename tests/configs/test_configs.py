@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs.dual_encoder.recipe import RECIPES
 from corpora.tokens import TextSettings
 from dual_encoder.task import SMALLEST_BATCH
 from training.build import SpecError, build, check_arguments, fill, locate
@@ -27,6 +28,7 @@ VARIANTS = {
     "beir_folder": ["folder=x", "folder=x,encoder=transformer,steps=7,negatives=1,batch=8"],
     "mixture": ["", "folder=x,steps=7,batch=8,experts=4,balance=bias"],
     "nested": ["", "folder=x,documents=9,test=2,dev=3,width=192,layers=1,steps=7,batch=8,rate=0.1"],
+    "recipe": ["", *(f"folder=x,recipe={name},run=y,steps=7,batch=8" for name in RECIPES)],
     "limit": ["", "pattern=cycle,n=30,k=3,queries=9,documents=99,width=64,steps=7,batch=8,train=test,seed=1"],
 }
 FILES = {path.stem: path for path in sorted((ROOT / "configs/dual_encoder").glob("*.py"))}

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dual_encoder import blockwise, objectives
-from dual_encoder.objectives import Candidates
+from dual_encoder import blockwise
+from dual_encoder.candidates import Candidates
+from dual_encoder.objectives import softmax
 from training.mesh import Layout
 
 NAMES = ("info_nce", "symmetric_info_nce")
@@ -30,7 +31,7 @@ def example(seed=0, queries=16, negatives=1, width=8, positives=2):
 
 def plain(name, labels, candidates):
     where = candidates.where(labels)
-    return lambda q, d, t: getattr(objectives, name)(q, d, labels=labels, where=where, temperature=t)
+    return lambda q, d, t: getattr(softmax, name)(q, d, labels=labels, where=where, temperature=t)
 
 
 def ours(name, labels, candidates, block):
@@ -244,7 +245,7 @@ def test_as_exact_as_the_plain_form_where_queries_are_far_apart_or_scores_large(
     q, d = (np.float32(x / np.linalg.norm(x, axis=1, keepdims=True)) for x in (q, d))
     labels, rows = np.arange(13), np.arange(13, dtype=np.int32)
     candidates = Candidates(rows[:, None], rows)
-    plain = getattr(objectives, name)
+    plain = getattr(softmax, name)
 
     def whole(q, d):
         return plain(q, d, labels=labels, where=candidates.where(labels), temperature=0.01)[0]

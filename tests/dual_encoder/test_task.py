@@ -11,7 +11,8 @@ import pytest
 
 from dual_encoder import blockwise
 from dual_encoder import task as task_module
-from dual_encoder.objectives import candidates, info_nce, symmetric_info_nce
+from dual_encoder.candidates import candidates
+from dual_encoder.objectives.softmax import info_nce, symmetric_info_nce
 from dual_encoder.task import SMALLEST_BATCH, Contrastive
 from eval import measures, on_device
 from training import mesh as meshes

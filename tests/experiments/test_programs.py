@@ -100,12 +100,12 @@ def test_a_bad_config_leaves_no_run_behind(trained):
         "train",
         f"--workdir={tmp / 'bad'}",
         *overrides(tmp),
-        "--config.task.objective.name=dual_encoder.objectives.info_nse",
+        "--config.task.objective.name=dual_encoder.objectives.softmax.info_nse",
     )
     assert bad.returncode == 2
     assert bad.stderr == (
-        "error: config.task.objective.name is 'dual_encoder.objectives.info_nse'; "
-        "dual_encoder.objectives has no 'info_nse'; did you mean info_nce?\n"
+        "error: config.task.objective.name is 'dual_encoder.objectives.softmax.info_nse'; "
+        "dual_encoder.objectives.softmax has no 'info_nse'; did you mean info_nce?\n"
     )
     assert not (tmp / "bad").exists()
 

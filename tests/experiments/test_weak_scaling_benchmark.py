@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dual_encoder import blockwise
-from dual_encoder.objectives import Candidates
+from dual_encoder.candidates import Candidates
 from experiments.benchmarks import weak_scaling
 from training import collectives, hlo
 from training import mesh as meshes

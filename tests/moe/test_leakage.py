@@ -296,7 +296,7 @@ def config(feed_forward):
         pooler=dict(name="dual_encoder.poolers.mean"),
     )
     model = dict(name="dual_encoder.towers.tied", tower=tower)
-    objective = dict(name="dual_encoder.objectives.info_nce", temperature=0.05)
+    objective = dict(name="dual_encoder.objectives.softmax.info_nce", temperature=0.05)
     return {"task": dict(name="dual_encoder.task.Contrastive", model=model, objective=objective)}
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from dual_encoder import objectives
-from dual_encoder.objectives import candidates, info_nce, symmetric_info_nce
+from dual_encoder.candidates import candidates
+from dual_encoder.objectives import softmax
+from dual_encoder.objectives.softmax import info_nce, symmetric_info_nce
 
 
 def slow_info_nce(q, d, labels, where, temperature):
@@ -91,7 +92,7 @@ def test_the_same_document_twice_is_masked_as_a_negative():
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(objectives).failed == 0
+    assert doctest.testmod(softmax).failed == 0
 
 
 def test_shapes_that_do_not_fit_are_refused():
