@@ -25,7 +25,7 @@ def main() -> None:
     """Entry point of `retrievax-reproduce`."""
     command = cli.Command(__doc__)
     names = command.arguments("name", f"a paper ({', '.join(papers())}) or {ALL}", least=1)
-    budget = command.choice("budget", "cpu", ["cpu", "gpu", "pod"], "How large; claims and rules stay.")
+    budget = command.string("budget", "cpu", "How large, such as cpu or sweep; claims and rules stay.")
     out = command.string("results", "results", "Where NAME/table.md, table.json and plot.png are written.")
     workdir = command.string("workdir", "runs/reproduce", "Where what is done so far is kept, to go on with.")
 

@@ -13,7 +13,9 @@ from experiments.cli import UsageError
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def train(folder: Path, name: str, config: str, given: Mapping[str, Any]) -> Path:
+def train(
+    folder: Path, name: str, config: str, given: Mapping[str, Any], changed: Mapping[str, Any] | None = None
+) -> Path:
     """Trains and evaluates a run, or goes on with it; returns its directory, which its settings name.
 
     Args:
@@ -21,20 +23,28 @@ def train(folder: Path, name: str, config: str, given: Mapping[str, Any]) -> Pat
       name: of this one.
       config: file under configs/, such as "dual_encoder/limit.py".
       given: the config's argument, by key.
+      changed: fields of the config to override, by their dotted paths.
 
     Raises:
       UsageError: the program that trains has failed; it has said why.
     """
-    run_dir = directory(folder, name, given)
+    changed = changed or {}
+    run_dir = directory(folder, name, given, changed)
     if not is_done(run_dir):
         print(f"training {run_dir.name}", flush=True)
-        program("train", f"--config={_CONFIGS / config}:{_argument(given)}", f"--workdir={run_dir}")
+        overrides = [f"--config.{field}={value}" for field, value in changed.items()]
+        program(
+            "train", f"--config={_CONFIGS / config}:{_argument(given)}", f"--workdir={run_dir}", *overrides
+        )
     return run_dir
 
 
-def directory(folder: Path, name: str, given: Mapping[str, Any]) -> Path:
+def directory(
+    folder: Path, name: str, given: Mapping[str, Any], changed: Mapping[str, Any] | None = None
+) -> Path:
     """Returns where `train` has a run."""
-    return folder / f"{name}-{hashlib.sha256(_argument(given).encode()).hexdigest()[:8]}"
+    told = _argument(given) + (f" {_argument(changed)}" if changed else "")
+    return folder / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def is_done(run_dir: Path) -> bool:
