@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 MEASURE = "ndcg@10"
 SHOWN = (MEASURE, "mrr@10", "recall@100")
 CONFIG = "dual_encoder/recipe.py"
-LEVEL = 0.05
+LEVEL, CLOSE = 0.05, 0.005  # of p; of nDCG@10, what counts as no difference
 # BM25 is no part of what is compared: one setting of it, not the grid, in each run's evaluation.
 _QUICK = {
     "evaluation.bm25_grid.k1": "(0.9,)",
@@ -149,15 +149,35 @@ class Judge:
             f"{MEASURE} of `{cell}` against `{than}`: reproduced if its mean over the seeds is higher and "
             f"the paired randomization test over queries has p < {LEVEL}; direction if the mean is higher."
         )
-        for one in (cell, than):
-            if one not in self.found:
-                return skipped(name, paper, rule, f"The cell `{one}` was not run.")
+        lacks = self._lacks(cell, than)
+        if lacks:
+            return skipped(name, paper, rule, lacks)
+        difference, p = self._test(cell, than)
+        verdict = judge(difference > 0 and p < LEVEL, difference > 0)
+        return Claim(name, paper, rule, f"{difference:+.4f} (p = {p:.4f})", verdict, note)
+
+    def not_below(self, name: str, paper: str, cell: str, than: str, *, note: str = "") -> Claim:
+        """A claim that one cell is as good as another, up to `CLOSE`."""
+        rule = (
+            f"{MEASURE} of `{cell}` against `{than}`: reproduced if its mean over the seeds is at most "
+            f"{CLOSE} lower; direction if it is lower by more, but the paired randomization test over "
+            f"queries has p >= {LEVEL}."
+        )
+        lacks = self._lacks(cell, than)
+        if lacks:
+            return skipped(name, paper, rule, lacks)
+        difference, p = self._test(cell, than)
+        verdict = judge(difference >= -CLOSE, p >= LEVEL)
+        return Claim(name, paper, rule, f"{difference:+.4f} (p = {p:.4f})", verdict, note)
+
+    def _lacks(self, *cells: str) -> str:
+        return " ".join(f"The cell `{cell}` was not run." for cell in cells if cell not in self.found)
+
+    def _test(self, cell: str, than: str) -> tuple[float, float]:
+        """Returns the difference of the means and its p."""
         first, second = self.found[cell].per_query[MEASURE], self.found[than].per_query[MEASURE]
         difference = statistics.fmean(first.values()) - statistics.fmean(second.values())
-        p = significance.randomization_test(first, second)
-        verdict = judge(difference > 0 and p < LEVEL, difference > 0)
-        ours = f"{difference:+.4f} (p = {p:.4f})"
-        return Claim(name, paper, rule, ours, verdict, note)
+        return difference, significance.randomization_test(first, second)
 
 
 def table(cells: Sequence[Cell], found: Mapping[str, Found]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

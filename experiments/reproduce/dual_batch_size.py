@@ -51,7 +51,7 @@ def claims(judge: Judge) -> list[Claim]:
 
 
 ABLATION = Ablation(
-    title='Karpukhin et al. (2020), "Dense Passage Retrieval"; Qu et al. (2021), "RocketQA": in-batch negatives',
+    title='Karpukhin et al. (2020), "Dense Passage Retrieval"; Qu et al. (2021), "RocketQA": batch size',
     cells=CELLS,
     claims=claims,
     notes=[
