@@ -175,9 +175,9 @@ class TransformerDecoder(nn.Module):
             _, source = read(self.block, (), None)
             source = caches.by_layer(source, self._layers)
         width = self.embed(jnp.zeros((1, 0), jnp.int32)).shape[-1]
-        heads = self.block.attention.heads
+        heads, width = self.block.attention.key_shape(width)
         layers = self.num_layers * (self._layers or 1)
-        return caches.empty(layers, batch_size, heads, max_length, width // heads, self.dtype, source, mask)
+        return caches.empty(layers, batch_size, heads, max_length, width, self.dtype, source, mask)
 
     def step(
         self, batch: Mapping[str, jax.Array], cache: Cache, visible: jax.Array | None = None

@@ -22,8 +22,8 @@ class Encoded:
     Attributes:
       last: float [B, L, D], the last layer after the final norm; zero where `mask` is False.
       mask: bool [B, L], which positions hold something.
-      layers: float [num_layers, B, L, D], each layer's output before the final norm, or None where the
-        encoder was not asked for them. Padded positions are finite and mean nothing.
+      layers: float [num_layers, B, L, D], each layer's output, before the final norm unless the encoder was
+        asked for more, or None where it was not asked for any. Padded positions are finite and mean nothing.
       aux: additive sums of the feed-forward layers, each with a leading axis [num_layers]; `{}` where dense.
     """
 

@@ -60,6 +60,7 @@ class TransformerEncoder(nn.Module):
       dropout: rate of dropout on the embedded tokens.
       remat: what the backward pass keeps, from `backbones.remat`; None keeps everything.
       return_layers: whether `Encoded.layers` is filled.
+      norm_layers: whether those have gone through `norm` too, each as if it were the last.
       unroll: how many layers are unrolled in each step of the loop; the values do not depend on it.
       dtype: "float32" or "bfloat16".
     """
@@ -74,6 +75,7 @@ class TransformerEncoder(nn.Module):
     dropout: float = 0.0
     remat: Callable[..., bool] | None = None
     return_layers: bool = False
+    norm_layers: bool = False
     unroll: int = 1
     dtype: str = "float32"
 
@@ -118,7 +120,10 @@ class TransformerEncoder(nn.Module):
         (x_BLD, _), (layers_YBLD, aux) = layers(self.block, state, None)
         if self.norm is not None:
             # A copy: an instance given to the block as well would be one module, with one scale for both.
-            x_BLD = self.norm.clone(parent=self, name="final_norm")(x_BLD)
+            final_norm = self.norm.clone(parent=self, name="final_norm")
+            x_BLD = final_norm(x_BLD)
+            if self.norm_layers and layers_YBLD is not None:
+                layers_YBLD = final_norm(layers_YBLD)
         last_BLD = jnp.where(context.valid[:, :, None], x_BLD, 0)
         return Encoded(last=last_BLD, mask=context.valid, layers=layers_YBLD, aux=aux)
 

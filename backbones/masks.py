@@ -65,6 +65,18 @@ def segments(context: Context) -> jax.Array:
     return padding(context) & ((queries_B1L1 == keys_B11M) | (keys_B11M == -1))
 
 
+def window(context: Context, *, before: int, after: int) -> jax.Array:
+    """A position sees itself, the `before` positions before it and the `after` positions after it, of those
+    that are valid: bool [B, 1, L, M].
+
+    Beltagy et al. (2020), "Longformer: The Long-Document Transformer", "sliding window".
+
+    Raises:
+      ValueError: before or after is negative.
+    """
+    return padding(context) & near(context.valid.shape[1], before=before, after=after)
+
+
 def both(first: Mask, second: Mask) -> Mask:
     """What both masks show."""
     return lambda context: first(context) & second(context)
@@ -74,6 +86,16 @@ def not_after(length: int) -> jax.Array:
     """True where a key is not after the query: bool [1, 1, L, L]."""
     order_L = jnp.arange(length)
     return (order_L[None, :] <= order_L[:, None])[None, None]
+
+
+def near(length: int, *, before: int, after: int) -> jax.Array:
+    """True where a key is at most `before` before the query, or `after` after it: bool [1, 1, L, L]."""
+    for field, value in (("before", before), ("after", after)):
+        if value < 0:
+            raise ValueError(f"{field} is {value}; allowed: an integer of at least 0")
+    order_L = jnp.arange(length)
+    ahead_LL = order_L[None, :] - order_L[:, None]
+    return ((ahead_LL >= -before) & (ahead_LL <= after))[None, None]
 
 
 def segment_ids(context: Context, mask: str) -> jax.Array:

@@ -5,8 +5,8 @@ slice of that order; a process takes its slice of the batch. So the position to 
 restart or another process count changes nothing. The length that a batch is padded to, one of a few, is
 that of the whole batch: it too is the same on every process.
 
-Letters: B examples of a batch, H listed negatives of a query, L length, M mined negatives, P listed
-positives, W batches of a window.
+Letters: B examples of a batch, D width of a vector, H listed negatives of a query, L length, M mined
+negatives, P listed positives, W batches of a window.
 """
 
 import functools
@@ -18,6 +18,7 @@ import numpy as np
 
 from corpora.dataset import Dataset
 from corpora.lengths import bucket, ladder
+from corpora.margin_bins import chances
 from corpora.random_bits import random_bits
 from corpora.tables import DataError
 from corpora.tokens import TokenTable
@@ -187,7 +188,9 @@ def contrastive(
     negatives: np.ndarray | None = None,
     negatives_per_query: int = 0,
     teacher: Teacher | None = None,
+    targets: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    margin_bins: int = 0,
     seed: int = 0,
 ) -> Callable[..., Batch]:
     """Returns the function `(examples [B] of the whole batch, step, part=all) -> batch of that part`.
@@ -195,9 +198,9 @@ def contrastive(
     The batch has, for B examples and 1 + H documents each (the relevant one first):
     `query_{tokens,mask,segments}` [B, L], `document_{tokens,mask,segments}` [B, 1 + H, L],
     `document_rows` [B, 1 + H] (-1: no document there) and `positives` [B, P], all int32; with a teacher also
-    `teacher` float32 [B, 1 + H], NaN where there is no document, and with groups `group` int32 [B]. L is, for
-    each side, the shortest of `corpora.lengths.ladder` that holds the longest row of the whole batch,
-    whatever the `part`, a slice of it or its rows.
+    `teacher` float32 [B, 1 + H], NaN where there is no document, with targets `target` float32 [B, D], and
+    with groups `group` int32 [B]. L is, for each side, the shortest of `corpora.lengths.ladder` that holds
+    the longest row of the whole batch, whatever the `part`, a slice of it or its rows.
 
     Where documents are passages, one passage drawn anew at each step stands for each: all passages of a
     relevant document count as relevant, and those of another as not (Dai and Callan, 2019, "Deeper
@@ -211,7 +214,10 @@ def contrastive(
       negatives: int32 [queries, M], mined documents of each query, -1 beyond.
       negatives_per_query: H; drawn from `negatives` anew at each step by (seed, step, example).
       teacher: its scores of the positives and the mined negatives.
+      targets: float32 [queries, D], a vector that each query's is to be like.
       groups: int32 [examples], the group of each.
+      margin_bins: draws negatives evenly over so many bins of the teacher's scores, see corpora.margin_bins;
+        0 for all alike.
       seed: of what is drawn.
 
     Raises:
@@ -222,6 +228,10 @@ def contrastive(
     if negatives_per_query and negatives_per_query > negatives.shape[1]:
         raise ValueError(
             f"negatives_per_query is {negatives_per_query}, but the table lists {negatives.shape[1]} a query"
+        )
+    if margin_bins and (teacher is None or not negatives_per_query):
+        raise ValueError(
+            f"margin_bins is {margin_bins}; allowed with negatives and a teacher: 0 or more; else 0"
         )
     if teacher is not None:
         _check_teacher(teacher, pairs, negatives)
@@ -239,7 +249,8 @@ def contrastive(
         scores = [] if teacher is None else [_of_own(teacher, pairs, query_rows_B, document_rows_BH)]
         if negatives_per_query:
             listed_BM = negatives[query_rows_B]
-            drawn_BH = _draw(listed_BM, negatives_per_query, bits(0, listed_BM.shape[1]))
+            chances_BM = chances(teacher.negatives[query_rows_B], margin_bins) if margin_bins else None
+            drawn_BH = drawn(listed_BM, negatives_per_query, bits(0, listed_BM.shape[1]), chances_BM)
             document_rows_BH = np.concatenate(
                 [document_rows_BH, np.take_along_axis(listed_BM, drawn_BH, axis=1)], axis=1
             )
@@ -252,14 +263,23 @@ def contrastive(
             "document_rows": document_rows_BH[part].astype(np.int32),
             "positives": pairs.positives[query_rows_B[part]],
             **({"teacher": np.concatenate(scores, axis=1)[part]} if scores else {}),
+            **({} if targets is None else {"target": targets[query_rows_B[part]].astype(np.float32)}),
             **({} if groups is None else {"group": groups[examples_B[part]].astype(np.int32)}),
         }
 
     return batch
 
 
-def _draw(listed_BM: np.ndarray, count: int, bits_BM: np.ndarray) -> np.ndarray:
-    """The places of `count` of each query's negatives in random order, those of -1 last."""
+def drawn(
+    listed_BM: np.ndarray, count: int, bits_BM: np.ndarray, chances_BM: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the places [B, count] of some of each query's negatives in random order, those of -1 last; with
+    chances each stands first as often as they say, and so on among those that are left."""
+    if chances_BM is not None:
+        # The least of exponential numbers of these rates is each one's as often as its chance.
+        with np.errstate(divide="ignore"):
+            times_BM = -np.log1p(-(bits_BM / 2.0**64)) / chances_BM
+        return np.argsort(np.where(listed_BM < 0, np.inf, times_BM), axis=1, kind="stable")[:, :count]
     bits_BM = np.where(listed_BM < 0, np.uint64(2**64 - 1), bits_BM)
     return np.argsort(bits_BM, axis=1, kind="stable")[:, :count]
 

@@ -17,18 +17,25 @@ class GroupedOrder:
       groups: int [examples], the group of each, from 0; each has `group_rows` examples at least.
       seed: of the shuffles.
       group_rows: how many rows of one group stand together; with the batch size, a batch is of one group.
-      weights: of each group, in any unit; None for its share of the examples.
+      weights: of each group, in any unit; () for its share of the examples.
 
     Raises:
-      ValueError: as `MixtureOrder` does.
+      ValueError: a group has too few examples, the weights are not one a group, or as `MixtureOrder`.
     """
 
-    def __init__(
-        self, groups: np.ndarray, seed: int, group_rows: int, *, weights: Sequence[float] | None = None
-    ):
+    def __init__(self, groups: np.ndarray, seed: int, group_rows: int, *, weights: Sequence[float] = ()):
         self._examples = np.argsort(groups, kind="stable")
         sizes = np.bincount(groups)
-        self._order = MixtureOrder(sizes[sizes > 0], seed, weights=weights, domain_rows=group_rows)
+        if len(weights) not in (0, len(sizes)):
+            raise ValueError(
+                f"weights has {len(weights)} numbers; allowed: {len(sizes)}, one a group, or none"
+            )
+        if sizes.min() < group_rows:
+            raise ValueError(
+                f"group_rows is {group_rows}; allowed: at most {sizes.min()}, the examples of the smallest "
+                f"of the {len(sizes)} groups (number {sizes.argmin()})"
+            )
+        self._order = MixtureOrder(sizes, seed, weights=list(weights) or None, domain_rows=group_rows)
 
     def rows(self, step: int, batch_size: int) -> np.ndarray:
         """Returns the examples of one step, over all processes, int64 [batch_size]."""

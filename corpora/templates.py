@@ -21,6 +21,10 @@ class Rendered(NamedTuple):
 class Template:
     """A string with the fields `{text}`, once, and for documents `{title}`, at most once; `{{` is a brace.
 
+    Where there is a `{title}`, blanks before it, and after the text if that is last, are left out, and with
+    an empty title those that follow it: what `prompt + (title + " " + text).strip()` makes, as BEIR joins
+    them.
+
     Args:
       name: what to call it in an error, such as "query_template".
       template: the string.
@@ -42,6 +46,7 @@ class Template:
             raise ValueError(f"{where}: {error}; allowed fields: {allowed}; {{{{ is a brace") from None
         self._parts = [(literal, field) for literal, field, _, _ in parts]
         found = [field for _, field in self._parts if field is not None]
+        self._has_title = "title" in found
         for _, field, form, conversion in parts:
             if field is not None and (field not in fields or form or conversion):
                 raise ValueError(f"{where}: no field {{{field}}} in this form; allowed: {allowed}")
@@ -58,10 +63,18 @@ class Template:
     def render(self, title: str, text: str) -> Rendered:
         """Fills the template in."""
         words, places = "", {"title": (0, 0)}
-        values = {"title": title, "text": text}
+        values = {"title": title.lstrip(), "text": text if title.strip() else text.lstrip()}
+        if not self._has_title:
+            values["text"] = text
+        after_no_title = False
         for literal, field in self._parts:
-            words += literal
+            words += literal.lstrip() if after_no_title else literal
             if field is not None:
                 places[field] = len(words), len(words) + len(values[field])
                 words += values[field]
+            after_no_title = field == "title" and not values[field]
+        if self._has_title and self.text_is_last:
+            words = words.rstrip()
+            start, end = places["text"]
+            places["text"] = min(start, len(words)), min(end, len(words))
         return Rendered(words, **places)

@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,6 +19,8 @@ from corpora.tables import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILE = "tokenizer.json"  # of a run directory
+PADS = (PAD, "<pad>")
+_PROBES = ("a", "1", ".", "\u4e00")  # one of which every tokenizer knows
 _INSIDE = "##"  # how a subword inside a word begins
 _ALPHABET_SIZE = 500
 _IDENTIFIER_BOUNDARY = (
@@ -28,18 +31,56 @@ _IDENTIFIER_BOUNDARY = (
 )
 
 
+class Frame(NamedTuple):
+    """The special tokens that a text is put between: ids of those before it, and of those after it."""
+
+    first: list[int]
+    last: list[int]
+
+    @property
+    def size(self) -> int:
+        return len(self.first) + len(self.last)
+
+
 class Tokenizer:
-    """Text to subword ids. `pad_id`, `cls_id` and `sep_id` are the ids of the special tokens."""
+    """Text to subword ids.
+
+    Attributes:
+      pad_id: what fills a rectangle, under the mask: that of the padding that `tokenizer.json` describes, of
+        [PAD] or <pad>; 0 where there is none.
+      frame: what the post-processor of `tokenizer.json` puts around a text; where there is none, [CLS] and
+        [SEP], if the vocabulary has them.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer):
-        self._backend = backend
+        self._backend, self._padding = backend, backend.padding
         backend.no_padding()
-        missing = [token for token in (PAD, CLS, SEP) if backend.token_to_id(token) is None]
-        if missing:
-            raise DataError(
-                f"the tokenizer has no token {', '.join(missing)}; it needs {PAD}, {CLS} and {SEP}"
-            )
-        self.pad_id, self.cls_id, self.sep_id = map(backend.token_to_id, (PAD, CLS, SEP))
+        known = (backend.token_to_id(token) for token in PADS)
+        default = next((pad_id for pad_id in known if pad_id is not None), 0)
+        self.pad_id: int = self._padding["pad_id"] if self._padding else default
+        self.frame = _frame(backend)
+
+    @property
+    def cls_id(self) -> int:
+        """The id of [CLS]. Raises DataError where there is none."""
+        return self._special(CLS)
+
+    @property
+    def sep_id(self) -> int:
+        """The id of [SEP]. Raises DataError where there is none."""
+        return self._special(SEP)
+
+    @property
+    def separator(self) -> list[int]:
+        """What stands between a title and its text: [SEP], or nothing where there is none."""
+        found = self._backend.token_to_id(SEP)
+        return [] if found is None else [found]
+
+    def _special(self, token: str) -> int:
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise DataError(f"the tokenizer has no token {token}, which is needed here")
+        return found
 
     @property
     def vocab_size(self) -> int:
@@ -68,8 +109,30 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Returns the content of `tokenizer.json`."""
         self._backend.no_truncation()
-        self._backend.save(str(path))
+        if self._padding:
+            self._backend.enable_padding(**self._padding)
+        try:
+            return self._backend.to_str(pretty=True)
+        finally:
+            self._backend.no_padding()
+
+
+def _frame(backend: tokenizers.Tokenizer) -> Frame:
+    if backend.post_processor is None:
+        cls_id, sep_id = map(backend.token_to_id, (CLS, SEP))
+        return Frame([], []) if cls_id is None or sep_id is None else Frame([cls_id], [sep_id])
+    backend.no_truncation()
+    for probe in _PROBES:
+        encoding = backend.encode(probe)
+        inside = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+        if inside:
+            return Frame(encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :])
+    raise DataError(f"the tokenizer makes nothing of any of {', '.join(_PROBES)}")
 
 
 def load(path: str) -> Tokenizer:
@@ -97,6 +160,9 @@ def load(path: str) -> Tokenizer:
         raise DataError(
             f"tokenizer.path: {path} has no line {UNK}; expected a BERT vocab.txt, one token a line"
         )
+    missing = [token for token in (PAD, CLS, SEP) if token not in vocab]
+    if missing:
+        raise DataError(f"the tokenizer has no token {', '.join(missing)}; it needs {PAD}, {CLS} and {SEP}")
     lower = not any(word != word.lower() for word in vocab if word not in SPECIAL_TOKENS)
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lower)

@@ -13,7 +13,7 @@ import numpy as np
 
 from corpora.tables import Document
 from corpora.templates import Template
-from corpora.tokenizer import Tokenizer
+from corpora.tokenizer import Frame, Tokenizer
 
 # Segment ids: of the text (or a query), of a document's title, and of the first tokens of its text.
 TEXT, TITLE, LEAD = 0, 1, 2
@@ -112,13 +112,14 @@ class TextSettings:
 
     Attributes:
       query_length: tokens a query is cut to; `document_length` likewise.
-      special_tokens: whether rows are framed by [CLS] and [SEP]: for Transformers, not for bags.
+      special_tokens: whether rows stand in the tokenizer's frame, such as [CLS] and [SEP]: for Transformers,
+        not for bags.
       lead_length: tokens at the start of a document's text that are a segment of their own, such as the
         name in the first line of a function; 0 for none.
       query_template: the words around a query, such as "query: {text}" (Wang et al., 2022, "Text Embeddings
         by Weakly-Supervised Contrastive Pre-training"); "" for the query alone.
       document_template: likewise, with `{title}` too: "passage: {title} {text}"; "" for the title and the
-        text, with a [SEP] between them where there are special tokens.
+        text, with a [SEP] between them where there are special tokens and the tokenizer has one.
       passage_stride: 0 to cut a document at `document_length`. Otherwise a longer one becomes passages of
         `document_length` tokens that begin every `passage_stride` tokens of its text, each with the
         title, and is scored by its best (see index.passages). A title takes half of a passage at
@@ -194,7 +195,8 @@ def tokenize(
       texts: pairs; "" for no title.
       max_length: of a row, special tokens included.
       special_tokens: whether rows are `[CLS] title [SEP] text [SEP]` (`[CLS] text [SEP]` without a
-        title), as Transformers with a cls pooling want, or only the subwords, as a bag does.
+        title), or what else the tokenizer's frame is, as Transformers want, or only the subwords, as a bag
+        does.
       lead_length: how many tokens at the start of a text are LEAD.
       template: the words around title and text, which are then one string, with no [SEP] inside; they
         are TEXT. None for none.
@@ -205,10 +207,10 @@ def tokenize(
     """
     if max_length < (4 if special_tokens else 1):
         raise ValueError(f"max_length is {max_length}; it must be at least {4 if special_tokens else 1}")
-    room = max_length - 2 * special_tokens
+    frame = tokenizer.frame if special_tokens else Frame([], [])
+    room = max_length - frame.size
     limit = _WHOLE if stride or (template and not template.text_is_last) else max_length
-    first = ([tokenizer.cls_id], [TEXT]) if special_tokens else ([], [])
-    last = ([tokenizer.sep_id], [TEXT]) if special_tokens else ([], [])
+    first, last = ((ids, [TEXT] * len(ids)) for ids in frame)
     tokens, segments, lengths, counts = [], [], [], []
     for batch in _batches(texts):
         if template:
@@ -246,7 +248,7 @@ def _title_and_text(
 ) -> Iterator[_Parts]:
     titles = tokenizer.encode([title for title, _ in batch], limit)
     for title, text in zip(titles, tokenizer.encode([text for _, text in batch], limit), strict=True):
-        before = [*title, tokenizer.sep_id] if title and special_tokens else title
+        before = [*title, *tokenizer.separator] if title and special_tokens else title
         yield _Parts(before, [TITLE] * len(before), text, [], [])
 
 

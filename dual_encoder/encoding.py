@@ -100,7 +100,8 @@ class Encoder:
     ) -> np.ndarray:
         """Returns float32 [N, D], in the table's order.
 
-        `title` names the work where progress is shown; `report` is told after each batch how many are done.
+        `title` names the work where progress is shown; `report` is told after each batch how many are done,
+        in the share of the work, as texts of one length would be.
         """
         return self._encode(self._document, variables, table, max_length, title=title, report=report)
 
@@ -116,14 +117,13 @@ class Encoder:
     ):
         lengths_N = np.minimum(np.diff(table.offsets), max_length)
         longest_first = np.argsort(-lengths_N, kind="stable")
-        ladder = lengths.ladder(max_length)
+        batches = self._plan(lengths_N[longest_first], lengths.ladder(max_length), side.by_position)
+        whole = sum(len(longest_first[start : start + size]) * length for start, size, length in batches)
         progress = Progress(len(table), unit="text", title=title) if title else None
         vectors_ND = None
-        done = 0
-        while done < len(table):
-            length = lengths.bucket(int(lengths_N[longest_first[done]]), ladder)
-            size = self._rows(length, by_position=side.by_position)
-            rows_B = longest_first[done : done + size]
+        work = 0
+        for start, size, length in batches:
+            rows_B = longest_first[start : start + size]
             padded_B = np.pad(rows_B, (0, size - len(rows_B)), constant_values=-1)
             held = meshes.held_rows(size, self._mesh)
             batch = meshes.shard_batch(table.rectangle(padded_B[held], length), self._mesh, whole=False)
@@ -132,16 +132,35 @@ class Encoder:
             if vectors_ND is None:
                 vectors_ND = np.zeros((len(table), encoded_BD.shape[1]), np.float32)
             vectors_ND[rows_B] = encoded_BD[: len(rows_B)]
-            done += len(rows_B)
             self.computed += size * length
-            self.tokens += int(np.minimum(lengths_N[rows_B], length).sum())
+            self.tokens += int(lengths_N[rows_B].sum())
+            # By the share of the work, not of the texts: the longest come first.
+            work += len(rows_B) * length
+            done = round(len(table) * work / whole)
             if progress:
-                progress.update(done)
+                progress.update(done, self.shown())
             if report:
                 report(done)
         if progress:
             progress.close()
         return np.zeros((0, 0), np.float32) if vectors_ND is None else vectors_ND
+
+    def shown(self) -> dict[str, str]:
+        """Returns the share of padding in what was computed so far, for a line of progress."""
+        return {"padding": f"{1 - self.tokens / self.computed:.1%}"} if self.computed else {}
+
+    def _plan(
+        self, lengths_N: np.ndarray, ladder: tuple[int, ...], by_position: bool
+    ) -> list[tuple[int, int, int]]:
+        """Returns the batches of texts of these lengths, longest first: the first text, how many, and the
+        length they are padded to. The last may have fewer texts."""
+        batches, start = [], 0
+        while start < len(lengths_N):
+            length = lengths.bucket(int(lengths_N[start]), ladder)
+            size = self._rows(length, by_position=by_position)
+            batches.append((start, size, length))
+            start += size
+        return batches
 
     def _rows(self, length: int, *, by_position: bool) -> int:
         """How many texts of a compiled length are encoded at a time."""

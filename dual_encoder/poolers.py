@@ -1,4 +1,5 @@
-"""From an encoder's output to one vector a text. All are functions `Encoded -> float32 [B, D]`.
+"""From an encoder's output to one vector a text: functions `Encoded -> float32 [B, D]`. Poolers with
+parameters are modules of the same form, see `attention_poolers` and `token_aggregation`.
 
 A text without tokens becomes the zero vector, never NaN. Letters: B batch, L length, D width.
 """
@@ -11,7 +12,7 @@ from backbones.encoded import Encoded
 
 def cls(encoded: Encoded) -> jax.Array:
     """The first position's vector, where `[CLS]` stands (Devlin et al., 2019, "BERT")."""
-    return _empty_to_zero(encoded.last[:, 0].astype(jnp.float32), encoded.mask)
+    return empty_to_zero(encoded.last[:, 0].astype(jnp.float32), encoded.mask)
 
 
 def last(encoded: Encoded) -> jax.Array:
@@ -20,7 +21,7 @@ def last(encoded: Encoded) -> jax.Array:
     length = encoded.mask.shape[1]
     last_B = length - 1 - jnp.argmax(encoded.mask[:, ::-1], axis=1)
     x_BD = jnp.take_along_axis(encoded.last, last_B[:, None, None], axis=1)[:, 0]
-    return _empty_to_zero(x_BD.astype(jnp.float32), encoded.mask)
+    return empty_to_zero(x_BD.astype(jnp.float32), encoded.mask)
 
 
 def mean(encoded: Encoded) -> jax.Array:
@@ -38,7 +39,7 @@ def weighted_mean(encoded: Encoded) -> jax.Array:
 def max(encoded: Encoded) -> jax.Array:
     """The maximum over valid positions, feature by feature (Reimers and Gurevych, 2019)."""
     x_BLD = jnp.where(encoded.mask[:, :, None], encoded.last.astype(jnp.float32), -jnp.inf)
-    return _empty_to_zero(jnp.max(x_BLD, axis=1), encoded.mask)
+    return empty_to_zero(jnp.max(x_BLD, axis=1), encoded.mask)
 
 
 def _weighted(encoded: Encoded, weight_BL: jax.Array) -> jax.Array:
@@ -48,5 +49,6 @@ def _weighted(encoded: Encoded, weight_BL: jax.Array) -> jax.Array:
     return jnp.einsum("bld,bl->bd", x_BLD, weight_BL) / total_B[:, None]
 
 
-def _empty_to_zero(x_BD: jax.Array, mask_BL: jax.Array) -> jax.Array:
+def empty_to_zero(x_BD: jax.Array, mask_BL: jax.Array) -> jax.Array:
+    """The vectors, zero where a text has no token."""
     return jnp.where(mask_BL.any(axis=1)[:, None], x_BD, 0.0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dual_encoder.lora import Lora
 from dual_encoder.objectives import arrays, softmax
 from dual_encoder.towers import DOCUMENT, QUERY, DualEncoder
 from moe import leakage
@@ -21,6 +22,8 @@ from training import variables
 from training.task import Batch, Metrics, Others
 
 _FIELDS = ("tokens", "mask", "segments")
+_OBJECTIVE = 2**31 - 1  # tells an objective's key from those of chunks
+_LORA = 1  # tells the key of adapters from that of the model
 # Of a dense model; see `smallest_batch`.
 SMALLEST_BATCH = {
     **{f"query_{name}": np.zeros((1, 1), np.int32) for name in _FIELDS},
@@ -39,9 +42,9 @@ def smallest_batch(model: Any) -> dict[str, np.ndarray]:
 class Contrastive(WithAuxiliary):
     """Pulls a query to its relevant document, away from the others of the batch.
 
-    Parameters are `{"model": ...}`, and `log_temperature` [] where the temperature is learned. The state has
-    every other collection of the model's variables, such as the balancing bias of routers; `{}` for a dense
-    model.
+    Parameters are `{"model": ...}`, `log_temperature` [] where the temperature is learned, `bias` [] where
+    the objective names one, and `lora` where kernels are adapted. The state has every other collection of the
+    model's variables, such as the balancing bias of routers; `{}` for a dense model.
 
     Attributes:
       model: the dual encoder.
@@ -49,6 +52,8 @@ class Contrastive(WithAuxiliary):
         handed those that it names, see `objectives.arrays`.
       temperature: what scores are divided by, or where it starts if it is learned.
       learn_temperature: whether it is trained with the model, as min_temperature + exp(parameter).
+      bias: where the bias starts that is added to scores; it is trained with the model where the objective
+        names one (`objectives.pairwise.sigmoid`), and there is none elsewhere.
       min_temperature: what a learned temperature stays above; 0.01 as in CLIP (Radford et al., 2021),
         where it is a clip, at which a temperature would get no gradient any more.
       measures: by name, functions of `eval.on_device` that wait for their arrays. Each is logged as
@@ -66,6 +71,10 @@ class Contrastive(WithAuxiliary):
       auxiliary: what the sums of sparse layers come to, with a domain for each side (towers.QUERY,
         towers.DOCUMENT); None for a dense model. A tied tower is balanced over queries and documents
         together, the rows of an example side by side.
+      lora: low-rank products that are added to kernels of the model, see `dual_encoder.lora`; None for none.
+      frozen: regular expressions; a parameter is left as it is where one is found in its path, such as
+        `model/document/encoder/embed/table`: it costs no gradient and no optimizer state, see
+        training.frozen.
 
     Raises:
       ValueError: a temperature that is not positive, chunks below 1, a measure that is no function or has
@@ -77,9 +86,12 @@ class Contrastive(WithAuxiliary):
     temperature: float = 0.05
     learn_temperature: bool = False
     min_temperature: float = 0.01
+    bias: float = -10.0
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     chunks: int = 1
     auxiliary: Auxiliary | None = None
+    lora: Lora | None = None
+    frozen: tuple[str, ...] = ()
     arrays: tuple[str, ...] = dataclasses.field(init=False)  # that the objective names
 
     def __post_init__(self):
@@ -108,10 +120,16 @@ class Contrastive(WithAuxiliary):
         params, state = variables.split(self.model.init(rng, queries(batch), documents(batch)))
         if self.learn_temperature:
             params["log_temperature"] = jnp.log(self.temperature - self.min_temperature)
+        if "bias" in self.arrays:
+            params["bias"] = jnp.float32(self.bias)
+        if self.lora is not None:
+            params["lora"] = self.lora.init(jax.random.fold_in(rng, _LORA), params["model"])
         return params, state
 
     def variables(self, params: Any, state: Any) -> dict[str, Any]:
         """Returns what the model is applied with."""
+        if self.lora is not None:
+            params = {**params, "model": self.lora.merged(params["model"], params["lora"])}
         return variables.joined(params, state)
 
     def loss(
@@ -131,7 +149,7 @@ class Contrastive(WithAuxiliary):
             sparse layers and the Task no `auxiliary`, or the other way round.
         """
         query_BD, document_ND, sums = self.vectors(params, state, batch, rng, train=train)
-        loss, metrics = self.compare(params, query_BD, document_ND, batch)
+        loss, metrics = self.compare(params, query_BD, document_ND, batch, rng=rng)
         more, of_sparse = added(self.auxiliary, sums, others)
         if of_sparse:
             metrics = {**metrics, **of_sparse, "contrastive": loss}
@@ -145,23 +163,26 @@ class Contrastive(WithAuxiliary):
         document_ND: jax.Array,
         batch: Batch,
         weights_B: jax.Array | None = None,
+        rng: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the objective's loss of vectors that are there, and its metrics.
 
         Args:
-          params: of the Task, for a temperature that is learned.
+          params: of the Task, for a temperature and a bias that are learned.
           query_BD: of a batch.
           document_ND: likewise.
           batch: theirs.
           weights_B: how much each query counts, of mean 1; None for all alike.
+          rng: a key, for an objective that draws; the one that `vectors` was given will do.
 
         Raises:
-          ValueError: there are weights, and the objective takes none.
+          ValueError: there are weights, and the objective takes none; or it draws, and there is no key.
         """
         if weights_B is not None and "weights" not in self.arrays:
             raise ValueError(f"{self.objective} takes no weights; allowed here: an objective that does")
         temperature = self.current_temperature(params)
-        handed = arrays.given(self.arrays, batch, temperature, weights_B)
+        drawn = None if rng is None else jax.random.fold_in(rng, _OBJECTIVE)
+        handed = arrays.given(self.arrays, batch, temperature, weights_B, bias=params.get("bias"), rng=drawn)
         loss, metrics = self.objective(query_BD, document_ND, **handed)
         measured = self._measure(query_BD, document_ND, batch) if self.measures else {}
         return loss, {**metrics, **measured, "temperature": temperature}

@@ -23,12 +23,15 @@ class Tower(nn.Module):
       pooler: `Encoded -> [B, D']`, one of `dual_encoder.poolers`.
       head: a module `[B, D'] -> [B, D]`, such as `flax.linen.Dense`; None for none.
       normalize: whether vectors are scaled to length 1, so that their product is the cosine.
+      unpooled: how many of the first tokens of a query, and of a document, the pooler does not see, such as
+        those of an instruction (Lee et al., 2025, "NV-Embed"); the encoder sees them.
     """
 
     encoder: nn.Module
     pooler: Callable[[Encoded], jax.Array]
     head: nn.Module | None = None
     normalize: bool = True
+    unpooled: tuple[int, int] = (0, 0)
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
         """Returns float32 [B, D] for a batch of `tokens`, `mask` and `segments` [B, L].
@@ -49,7 +52,35 @@ class Tower(nn.Module):
         """Returns vectors as above, and the sums of the encoder's sparse layers, [Y, B, ...] each; `{}` where
         it is dense. See `moe.sums`."""
         encoded = self.encoder(batch, train=train)
-        return self.pooled(encoded), encoded.aux
+        return self.pooled(self._shown(encoded, batch)), encoded.aux
+
+    def _shown(self, encoded: Encoded, batch: Mapping[str, jax.Array]) -> Encoded:
+        """Leaves the first tokens out of the mask."""
+        if not any(self.unpooled):
+            return encoded
+        if "domains" not in batch:
+            raise ValueError(f"unpooled is {self.unpooled} and the batch has no 'domains'; allowed: int [B]")
+        first_B = jnp.asarray(self.unpooled)[batch["domains"]]
+        number_BL = jnp.cumsum(encoded.mask.astype(jnp.int32), axis=1)
+        return encoded.replace(mask=encoded.mask & (number_BL > first_B[:, None]))
+
+    def of_layers(self, batch: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
+        """Returns float32 [Y, B, D]: the vectors that each layer would give, were it the last.
+
+        Raises:
+          ValueError: the encoder returns no layers, or its sparse layers give sums, which would be lost.
+        """
+        encoded = self._shown(self.encoder(batch, train=train), batch)
+        if encoded.layers is None or encoded.aux:
+            raise ValueError(
+                "of_layers needs a dense encoder with return_layers=True and norm_layers=True; it "
+                + (
+                    "returns no layers"
+                    if encoded.layers is None
+                    else f"gives sums ({', '.join(encoded.aux)})"
+                )
+            )
+        return jnp.stack([self.pooled(encoded.replace(last=layer_BLD)) for layer_BLD in encoded.layers])
 
     def pooled(self, encoded: Encoded) -> jax.Array:
         """Returns the vectors float32 [B, D] of texts that are encoded already."""
@@ -85,6 +116,11 @@ class DualEncoder(nn.Module):
         document_ND, document_sums = self.document.with_sums(_of_side(documents, DOCUMENT), train=train)
         return query_BD, document_ND, query_sums, document_sums
 
+    def of_layers(self, queries, documents, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Returns query vectors [Y, B, D] and document vectors [Y, N, D], see `Tower.of_layers`."""
+        query_YBD = self.query.of_layers(_of_side(queries, QUERY), train=train)
+        return query_YBD, self.document.of_layers(_of_side(documents, DOCUMENT), train=train)
+
     def encode_query(self, batch, *, train: bool = False) -> jax.Array:
         return self.query(_of_side(batch, QUERY), train=train)
 
@@ -104,6 +140,11 @@ def tied(tower: nn.Module) -> DualEncoder:
 def separate(query: nn.Module, document: nn.Module) -> DualEncoder:
     """Two towers that share nothing; they may differ in everything but the width of their vectors."""
     return DualEncoder(query=query, document=document)
+
+
+def shared_encoder(query: Tower, document: Tower) -> DualEncoder:
+    """Two towers with one encoder, the query's, and each its own pooler and head."""
+    return DualEncoder(query=query, document=document.clone(encoder=query.encoder))
 
 
 def shared_embedding(query: Tower, document: Tower) -> DualEncoder:

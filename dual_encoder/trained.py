@@ -18,6 +18,7 @@ from corpora.tables import Document
 from corpora.tokenizer import TOKENIZER_FILE, Tokenizer
 from corpora.tokens import TextSettings
 from dual_encoder import task as tasks
+from dual_encoder.derived import Derived
 from dual_encoder.encoding import Encoder, best_variables
 from moe import leakage
 from training import files
@@ -132,13 +133,13 @@ class Trained:
         }
 
 
-def task_of(config: Mapping[str, Any]) -> tasks.Contrastive:
+def task_of(config: Mapping[str, Any]) -> tasks.Contrastive | Derived:
     """Builds the Task of a run's config. Raises SpecError where it is no dual encoder's."""
     task = build(config.get("task"), "config.task")
-    if not isinstance(task, tasks.Contrastive):
+    if not isinstance(task, tasks.Contrastive | Derived):
         raise SpecError(
             f"the run is of {config.get('family')}; allowed: a run of a dual encoder, whose task is "
-            "dual_encoder.task.Contrastive"
+            "dual_encoder.task.Contrastive, or made around one"
         )
     return task
 

@@ -130,6 +130,7 @@ def write(
     shard_size: int | None = None,
     process: int = 0,
     processes: int = 1,
+    shown: Callable[[], Mapping[str, str]] = dict,
 ) -> int:
     """Writes a process's share of a store, going on where an earlier call stopped.
 
@@ -146,6 +147,7 @@ def write(
       shard_size: texts of a shard; by default as many as in what is there, or else `SHARD_SIZE`.
       process: which of the processes this is, from 0.
       processes: how many share the work.
+      shown: returns what is shown beside the progress, by name.
 
     Returns:
       how many shards of the whole store are still missing: 0 once `VectorStore.open` can open it.
@@ -182,7 +184,9 @@ def write(
                 progress.say(f"{title}: {_shard_file(folder, number)} is damaged and made anew")
             texts, before = _texts(manifest, number), done
             vectors_RD, text_of_row_R = encode(
-                texts.start, texts.stop, lambda count, before=before: progress.update(before + int(count))
+                texts.start,
+                texts.stop,
+                lambda count, before=before: progress.update(before + int(count), shown()),
             )
             _write_shard(folder, manifest, number, vectors_RD, text_of_row_R)
             done += len(texts)

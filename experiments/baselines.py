@@ -50,3 +50,19 @@ def bm25(
     _, analyzed, setting = best
     chosen = {**dataclasses.asdict(analyzed.vocabulary.analyzer), **setting._asdict()}
     return plain, lexical.BM25.from_analyzed(analyzed, **setting._asdict()), chosen
+
+
+def untuned(
+    dataset: Dataset, evaluation: settings.Evaluation
+) -> tuple[lexical.BM25, lexical.BM25, dict[str, Any]]:
+    """Returns what `bm25` does where there is no dev to tune on: the grid's first setting in place of the
+    best."""
+    titles, texts = dataset.titles_and_texts()
+    plain = lexical.BM25.build(texts, **evaluation.bm25_plain)
+    setting, analyzer = (
+        evaluation.bm25_grid.settings()[0],
+        next(iter(evaluation.bm25_grid.analyzers.values())),
+    )
+    analyzed = lexical.analyze(texts, analyzer=analyzer, titles=titles)
+    chosen = {**dataclasses.asdict(analyzed.vocabulary.analyzer), **setting._asdict()}
+    return plain, lexical.BM25.from_analyzed(analyzed, **setting._asdict()), chosen

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from backbones.pretrained.folder import PretrainedError
 from corpora.tables import DataError
 from moe.leakage import DependenceError
 from training import distributed
@@ -33,7 +34,7 @@ class UsageError(ValueError):
 # What a person can mend: reported in one line, without a traceback.
 _EXPECTED = (
     UsageError, SpecError, DataError, CheckpointError, LockedError, NonFiniteLoss, ProcessError, ProfileError,
-    DependenceError,
+    DependenceError, PretrainedError,
 )  # fmt: skip
 
 
@@ -75,18 +76,19 @@ class Command:
 
     def __init__(self, doc: str):
         self._doc, self._flags = doc, flags.FlagValues()
-        self._default_config: str | None = None
+        self._takes_config, self._default_config = False, None
         self._arguments: Arguments | None = None
 
-    def config(self, default: str) -> flags.FlagHolder:
-        """Defines `--config=FILE.py[:ARGUMENT]` and its overrides `--config.field=value`."""
-        self._default_config = default
+    def config(self, default: str | None) -> flags.FlagHolder:
+        """Defines `--config=FILE.py[:ARGUMENT]` and its overrides `--config.field=value`; with a default of
+        None it may be left out, and is None then."""
+        self._takes_config, self._default_config = True, default
         # Given as a default, it would be what overrides of another file's fields are checked against.
         return config_flags.DEFINE_config_file(
             "config",
             None,
             "The experiment, FILE.py or FILE.py:ARGUMENT; any field of it can be overridden, as in "
-            f"--config.batch.batch_size=256. By default {default}.",
+            f"--config.batch.batch_size=256. By default {default or 'none'}.",
             lock_config=True,
             flag_values=self._flags,
         )
@@ -155,7 +157,7 @@ class Command:
             distributed.leave(1)
 
     def _parse(self) -> list[str]:
-        if self._default_config:
+        if self._takes_config:
             self._name_config()
         try:
             return self._flags(sys.argv)
@@ -165,11 +167,12 @@ class Command:
             raise UsageError(_unknown_field(sys.argv, error)) from None
 
     def _name_config(self) -> None:
-        """Makes sure that the command line names a config file, and that it is there."""
+        """Makes sure that the command line names a config file, where one is needed, and that it is there."""
         if "--config" in sys.argv[:-1]:  # --config FILE becomes --config=FILE
             at = sys.argv.index("--config")
             sys.argv[at : at + 2] = [f"--config={sys.argv[at + 1]}"]
-        if not any(argument.startswith("--config=") for argument in sys.argv):
+        named = any(argument.startswith("--config=") for argument in sys.argv)
+        if not named and self._default_config is not None:
             sys.argv.insert(1, f"--config={self._default_config}")
         for at, argument in enumerate(sys.argv):
             if argument.startswith("--config="):

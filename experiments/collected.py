@@ -10,7 +10,11 @@ from experiments import fields, run_dirs
 from training.files import flat
 
 SYSTEM = "system"
-TRAINED = ("dual_encoder", "generative")  # what a run has trained, by family, beside what it is compared with
+TRAINED = (
+    "dual_encoder",
+    "generative",
+    "cross_encoder",
+)  # what a run has trained, by family, beside what it is compared with
 PAPER = "paper"  # the config's field for what a paper reports
 _MARKS = run_dirs.CONFIG_FILE, "results.json"  # a folder with one of these is a run directory
 _JUDGED_BY = ("data", "evaluation")  # the fields of a config that say on what a run is judged

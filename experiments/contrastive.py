@@ -28,18 +28,20 @@ from corpora import batches, tokens
 from corpora import tokenizer as tokenizers
 from corpora.dataset import Dataset
 from corpora.grouped_order import GroupedOrder
+from dual_encoder.derived import Sizes
 from dual_encoder.encoding import Encoder
-from dual_encoder.negatives import drop_positives
+from dual_encoder.negative_filters import Mined
 from dual_encoder.retriever import SYSTEMS, Retriever
 from eval import measures, results, runs
-from experiments import evaluation, opening, settings
+from experiments import evaluation, mining, opening, settings, widths
 from experiments.cli import UsageError
 from experiments.searching import Searching
 from experiments.settings import deepest
 from index import exact, passages
-from training import distributed, loop, mesh, tables
+from training import distributed, loop, mesh
 from training.build import build, fill
 from training.profiling import Profile
+from training.start import Initialize
 from training.task import TrainState
 
 _FIELDS = (
@@ -47,7 +49,8 @@ _FIELDS = (
     "evaluation",
 )  # fmt: skip
 # Tables, by query: mined documents int32 [queries, M], and what a teacher says of them and of the positives.
-NEGATIVES, TEACHER = "negatives", batches.Teacher("teacher_positives", "teacher_negatives")
+NEGATIVES, TEACHER = mining.NEGATIVES, batches.Teacher("teacher_positives", "teacher_negatives")
+TARGETS = "targets"  # vectors that those of queries are to be like, float32 [queries, D]
 
 
 def _open(
@@ -77,6 +80,8 @@ class Experiment:
         self.task = build(config["task"], "config.task")
         self.text = fill(tokens.TextSettings, config["text"], "config.text")
         self.evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
+        if self.evaluation.widths or self.evaluation.funnel:
+            widths.check(self.evaluation, widths.of_vectors(self.task.model))
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
         self._training = opening.training(
             config,
@@ -107,7 +112,8 @@ class Experiment:
 
     @functools.cached_property
     def pairs(self) -> batches.Pairs:
-        return batches.training_pairs(self.dataset, self.evaluation.train_split)
+        judged = batches.training_pairs(self.dataset, self.evaluation.train_split)
+        return judged if self._batch.pairs is None else self._batch.pairs(self.dataset, judged)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -138,7 +144,9 @@ class Experiment:
                 negatives=in_use.get(NEGATIVES),
                 negatives_per_query=self._batch.negatives_per_query,
                 teacher=self._teacher(in_use),
+                targets=in_use.get(TARGETS),
                 groups=groups,
+                margin_bins=self._batch.margin_bins,
                 seed=self.config["seed"],
             )
             return batches.stream(
@@ -155,8 +163,13 @@ class Experiment:
             ids = [self.pairs.query_ids[row] for row in rows[:5]]
             return f"queries {', '.join(ids)}{', ...' if len(rows) > 5 else ''}"
 
+        task = self.task
+        if hasattr(task, "sized"):
+            parts = mesh.batch_parts(self._training.mesh)
+            count = 0 if groups is None else int(groups.max()) + 1
+            task = task.sized(Sizes(len(self.document_tokens), parts, count))
         return loop.train(
-            self.task,
+            task,
             self._training.optimizer,
             stream,
             self._training.schedule,
@@ -167,10 +180,29 @@ class Experiment:
             evaluators=[self.dev_evaluator()],
             hooks=[_Refresh(self, self._batch, query_tokens)] if self._batch.refresh_every else [],
             tables=self._tables(),
-            initialize=opening.initialize(self._training.init_from, self.run_dir),
+            initialize=self._initialize(task),
             describe_batch=describe,
             profile=profile,
         )
+
+    def _initialize(self, task: Any) -> Initialize | None:
+        """Returns what `init_from` says, and then the beginning of a Task that has one, see Derived."""
+        take = opening.initialize(self._training.init_from, self.run_dir)
+        if not hasattr(task, "begin"):
+            return take
+
+        def encode(variables: Any) -> tuple[np.ndarray, np.ndarray]:
+            placed, length = self.encoder.place(variables), self.text.document_length
+            vectors_RD = self.encoder.documents(
+                placed, self.document_tokens, length, title="encoding the corpus"
+            )
+            return vectors_RD, self.document_tokens.document_of_row
+
+        def begin(params: Any, state: Any) -> tuple[Any, Any]:
+            params, state = (params, state) if take is None else take(params, state)
+            return params, task.begin(params, state, encode)
+
+        return begin
 
     def evaluate(self) -> results.Results:
         """See experiments.evaluation."""
@@ -223,7 +255,11 @@ class Experiment:
         self, query_tokens: tokens.TokenTable, groups: np.ndarray | None
     ) -> batches.Order | GroupedOrder:
         if self._batch.group_rows:
-            return GroupedOrder(groups, self.config["seed"], self._batch.group_rows)
+            of, seed = self._batch, self.config["seed"]
+            try:
+                return GroupedOrder(groups, seed, of.group_rows, weights=of.group_weights)
+            except ValueError as error:
+                raise UsageError(f"config.batch: {error}") from None
         return batches.Order(
             len(self.pairs.query_rows),
             self.config["seed"],
@@ -244,10 +280,10 @@ class Experiment:
         return batches.Teacher(in_use[TEACHER.positives], in_use.get(TEACHER.negatives))
 
     def _tables(self) -> dict[str, np.ndarray]:
-        """Makes the tables that `batch.negatives` and `batch.teacher` ask for, once a run."""
+        """Makes the tables that `batch.negatives`, `teacher` and `targets` ask for, once a run."""
         found = {}
         if self._batch.negatives_per_query:
-            mine = lambda: self.without_own(self._batch.negatives(self.dataset, self.pairs))
+            mine = lambda: self.told(self._batch.negatives(self.dataset, self.pairs), 0)
             found[NEGATIVES] = self._table(NEGATIVES, mine, "mining negatives")
         if self._batch.teacher is not None:
             score = lambda: self.scored(self.pairs.positives)
@@ -255,27 +291,22 @@ class Experiment:
             if NEGATIVES in found:
                 score = lambda: self.scored(found[NEGATIVES])
                 found[TEACHER.negatives] = self._table(TEACHER.negatives, score, "scoring negatives")
+        if self._batch.targets is not None:
+            encode = lambda: self._batch.targets(self.dataset, self.pairs.query_ids)
+            found[TARGETS] = self._table(TARGETS, encode, "encoding targets")
         return found
 
     def _table(self, name: str, make: Callable[[], np.ndarray], title: str) -> np.ndarray:
-        """Returns a table of the run's start, which the first process makes where it is not there yet."""
-        file = self.run_dir / tables.FOLDER / f"{name}.npy"
-        with distributed.leader_first(title):
-            if not file.exists():
-                tables.save(file, make())
-            return tables.load(file)
+        return mining.table(self.run_dir, name, make, title)
 
     def scored(self, rows_QM: np.ndarray) -> np.ndarray:
         """Returns the teacher's scores float32 [Q, M] of documents of the training queries."""
         return self._batch.teacher(self.dataset, self.pairs.query_ids, rows_QM)
 
-    def without_own(self, rows_QM: np.ndarray) -> np.ndarray:
-        """Leaves each query's own document out of its negatives where no system may find it."""
-        if not self.evaluation.drop_same_id:
-            return rows_QM
-        row_of = {doc_id: row for row, doc_id in enumerate(self.dataset.doc_ids)}
-        own_Q1 = np.array([[row_of.get(query_id, -1)] for query_id in self.pairs.query_ids])
-        return drop_positives(rows_QM, own_Q1)
+    def told(self, mined: Mined, step: int) -> np.ndarray:
+        """Returns the mined documents int32 [Q, M], and says what became of the others; see mining.told."""
+        drop = self.evaluation.drop_same_id
+        return mining.told(mined, self.run_dir, step, self.dataset, self.pairs, drop_same_id=drop)
 
     def _training_texts(self) -> Iterator[str]:
         for document in self.dataset.documents.read(np.unique(self.pairs.document_rows)):
@@ -300,7 +331,8 @@ class _Refresh:
         def search(k: int) -> np.ndarray:
             return experiment.search_rows(index, variables, self._query_tokens, k)[1]
 
-        rows_QM = experiment.without_own(self._batch.refresh(search, experiment.pairs))
+        mined = self._batch.refresh(search, experiment.dataset, experiment.pairs)
+        rows_QM = experiment.told(mined, int(state.step))
         if self._batch.teacher is None:
             return {NEGATIVES: rows_QM}
         return {NEGATIVES: rows_QM, TEACHER.negatives: experiment.scored(rows_QM)}

@@ -21,7 +21,7 @@ import numpy as np
 from eval.results import markdown_table
 from experiments import cli, planning
 from moe import cost
-from training import chips, collectives, flops, mesh, roofline
+from training import chips, collectives, flops, frozen, mesh, roofline
 from training.collectives import Collective
 from training.roofline import bytes_for_people
 from training.task import create
@@ -59,6 +59,7 @@ def of(config: Mapping[str, Any], topology: str | None = None) -> dict[str, Any]
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
     key = jax.random.key(0)
     average = schedule.average_decay > 0
+    optimizer = frozen.left_out(optimizer, frozen.of(task))
     state = jax.eval_shape(lambda: create(task, optimizer, key, _zeros(batch), average=average))
 
     def loss(params, task_state, batch):

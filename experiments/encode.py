@@ -124,7 +124,14 @@ def documents(
     encoder = trained.encoder
     computed, tokens = encoder.computed, encoder.tokens
     missing = vectors.write(
-        folder, about, dataset.doc_ids, trained.width, encode, title="encoding the corpus", **share
+        folder,
+        about,
+        dataset.doc_ids,
+        trained.width,
+        encode,
+        title="encoding the corpus",
+        shown=encoder.shown,
+        **share,
     )
     computed, tokens = encoder.computed - computed, encoder.tokens - tokens
     if computed and distributed.is_leader():

@@ -1,13 +1,14 @@
 """How a trained dual encoder is evaluated: BM25 plain and tuned, the dual encoder, and their fusion.
 
 Everything that is chosen (checkpoint, BM25's settings, the fusion's weight) is chosen on dev; the
-test split is read once. Writes results.json, per_query.json, runs/*.trec, tables/, plots/, and the
-index that `experiments.search` opens. Several processes share the encoding of the corpus, each on its own
-devices; the rest is the first one's.
+test split is read once. Without a dev split nothing is chosen, which is said. Writes results.json,
+per_query.json, runs/*.trec, tables/, plots/, and the index that `experiments.search` opens. Several processes
+share the encoding of the corpus, each on its own devices; the rest is the first one's.
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -19,13 +20,17 @@ from dual_encoder.encoding import Encoder
 from dual_encoder.retriever import FUSION_DEPTH
 from dual_encoder.trained import Trained
 from eval import fusion, measures, results, runs
-from experiments import baselines, encode, opening, reports, run_dirs
+from experiments import baselines, encode, opening, reports, run_dirs, widths
 from experiments.settings import deepest
 from index import exact, lexical, passages
 from training import distributed, metrics
 
 if TYPE_CHECKING:
-    from experiments.contrastive import Experiment
+    from experiments import contrastive, published
+
+    Experiment = contrastive.Experiment | published.Experiment
+
+_UNTUNED_WEIGHT = 0.5  # of the dual encoder in the fusion
 
 
 def evaluate(experiment: Experiment) -> results.Results:
@@ -46,7 +51,8 @@ def evaluate(experiment: Experiment) -> results.Results:
 
 def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorStore, started: float) -> None:
     settings, dataset, run_dir = experiment.evaluation, experiment.dataset, experiment.run_dir
-    splits = {"dev": dataset.split(settings.dev_split), "test": dataset.split(settings.test_split)}
+    named = {"dev": settings.dev_split, "test": settings.test_split}
+    splits = {name: dataset.split(split) for name, split in named.items() if split}
     queries = {name: [dataset.queries[q] for q in qrels] for name, qrels in splits.items()}
 
     depth = max(FUSION_DEPTH, deepest((*settings.measures, settings.tune_measure))) + settings.drop_same_id
@@ -57,12 +63,23 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
             list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
         )
 
-    plain, tuned, chosen = baselines.bm25(dataset, settings, splits["dev"], queries["dev"])
-    index = exact.build(store.vectors())
+    if "dev" in splits:
+        plain, tuned, chosen = baselines.bm25(dataset, settings, splits["dev"], queries["dev"])
+    else:
+        plain, tuned, chosen = baselines.untuned(dataset, settings)
+        print(
+            f"there is no dev split: BM25 has the first setting of its grid, and the dual encoder the weight "
+            f"{_UNTUNED_WEIGHT} in the fusion; neither is tuned",
+            flush=True,
+        )
+    vectors_ND = store.vectors()
+    index = exact.build(vectors_ND)
+    cut = widths.systems(settings, vectors_ND)
+    whole = functools.partial(exact.search, index)
+    encoded = functools.cache(lambda split: trained.queries(queries[split])[0])
 
-    def search_dense(split: str) -> measures.Run:
-        vectors_QD, _ = trained.queries(queries[split])
-        found = passages.search(lambda k: exact.search(index, vectors_QD, k), store.text_of_row, depth)
+    def search_dense(split: str, search: widths.Search = whole) -> measures.Run:
+        found = passages.search(lambda k: search(encoded(split), k), store.text_of_row, depth)
         return runs.from_rows(
             list(splits[split]), dataset.doc_ids, *found, drop_same_id=settings.drop_same_id
         )
@@ -70,16 +87,19 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
     found = {
         split: {"bm25": search_bm25(tuned, split), "dual_encoder": search_dense(split)} for split in splits
     }
-    weight, _ = fusion.tune_weight(
-        found["dev"]["dual_encoder"],
-        found["dev"]["bm25"],
-        splits["dev"],
-        settings.tune_measure,
-        settings.fusion_weights,
-    )
+    weight = _UNTUNED_WEIGHT
+    if "dev" in splits:
+        weight, _ = fusion.tune_weight(
+            found["dev"]["dual_encoder"],
+            found["dev"]["bm25"],
+            splits["dev"],
+            settings.tune_measure,
+            settings.fusion_weights,
+        )
     for of_split in found.values():
         of_split["hybrid"] = fusion.interpolate(of_split["dual_encoder"], of_split["bm25"], weight)
     test_runs = {"bm25_plain": search_bm25(plain, "test"), **found["test"]}
+    test_runs |= {name: search_dense("test", search) for name, search in cut.items()}
     per_query = {
         name: measures.evaluate(splits["test"], run, settings.measures) for name, run in test_runs.items()
     }
@@ -93,6 +113,7 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
         "best_step": trained.step,
         "bm25": chosen,
         "fusion_weight": weight,
+        "tuned_on_dev": "dev" in splits,
         "parameters": sum(x.size for x in jax.tree.leaves(trained.variables["params"])),
         "wall_seconds": {
             "training": metrics.training_seconds(run_dir),
@@ -101,8 +122,14 @@ def _evaluate(experiment: Experiment, trained: Trained, store: vectors.VectorSto
     }
     results.write(run_dir, meta, per_query)
     reports.show(run_dir)
-    others = {name: found["dev"][name] for name in ("bm25", "hybrid")}
-    reports.plot_training(run_dir, experiment.config, dataset, splits["dev"], others)
+    if cut:
+        title = f"{dataset.name}: {len(splits['test']):,} test queries, 95% of resamples of them"
+        widths.plot(run_dir / "plots" / "widths.png", settings, per_query, vectors_ND.shape[1], title)
+    if "dev" in splits and "schedule" in experiment.config:
+        others = {name: found["dev"][name] for name in ("bm25", "hybrid")}
+        reports.plot_training(run_dir, experiment.config, dataset, splits["dev"], others)
+    else:
+        print(f"\nwritten: {run_dir}/results.json, per_query.json, runs/, tables/")
 
 
 def _encode_corpus(experiment: Experiment, trained: Trained) -> vectors.VectorStore:

@@ -6,7 +6,8 @@ The fields that all families share:
     tokenizer   spec of a tokenizer: loaded, or trained on texts of the training split
     optimizer   spec of an optax transformation
     mesh        how devices are arranged and what lies where on them, see training.mesh.Layout
-    init_from   a run whose parameters are taken to begin with, see experiments.settings.InitFrom
+    init_from   a run, or a published encoder, whose parameters are taken to begin with, see
+                experiments.settings.InitFrom
     schedule    see training.loop.Schedule
 """
 
@@ -22,6 +23,8 @@ from jax.sharding import Mesh
 
 from corpora import tokenizer as tokenizers
 from corpora.tokenizer import TOKENIZER_FILE
+from dual_encoder import pretrained
+from dual_encoder.pretrained_folder import describe
 from experiments import settings
 from experiments.cli import UsageError
 from moe import leakage
@@ -65,8 +68,11 @@ def training(
     Raises:
       SpecError, UsageError: a field is malformed, or does not go with another.
       CheckpointError: the run to begin with has no best checkpoint.
+      PretrainedError: the folder to begin with cannot be read.
     """
     init_from = fill(settings.InitFrom, build(config["init_from"]), "config.init_from")
+    if init_from.folder:
+        describe(init_from.folder)
     if init_from.run and not checkpoints.steps(run_dir / "checkpoints" / checkpoints.LATEST):
         checkpoints.check_best(Path(init_from.run) / "checkpoints")
     schedule = fill(loop.Schedule, config["schedule"], "config.schedule")
@@ -130,19 +136,29 @@ def tokenizer(
 
 
 def initialize(init_from: settings.InitFrom, run_dir: Path) -> Initialize | None:
-    """Returns the function that takes over the parameters and state of `init_from.run` and says what became
-    of each, or None where none is named."""
-    if not init_from.run:
+    """Returns the function that takes over the parameters and state of `init_from.run`, or the parameters of
+    `init_from.folder`, and says what became of each, or None where neither is named."""
+    if not init_from.run and not init_from.folder:
         return None
 
     def take(params: Any, state: Any) -> tuple[Any, Any]:
-        source = Path(init_from.run)
-        params, state, report = warm_start.load(params, state, source, init_from.rules)
+        source = Path(init_from.run or init_from.folder)
+        if init_from.run:
+            params, state, report = warm_start.load(params, state, source, init_from.rules)
+            theirs = source / TOKENIZER_FILE
+            other = theirs.exists() and theirs.read_bytes() != (run_dir / TOKENIZER_FILE).read_bytes()
+        else:
+            tower = pretrained.parameters(init_from.folder)
+            if init_from.rules:
+                params, report = warm_start.merge(params, tower, init_from.rules)
+            else:
+                params, report = warm_start.everywhere(params, [tower, tower["encoder"]])
+            ours = tokenizers.load(str(run_dir / TOKENIZER_FILE))
+            other = pretrained.tokenizer(init_from.folder).to_json() != ours.to_json()
         print("\n".join([f"from {source}: {report.lines()[0]}", *report.lines()[1:]]), flush=True)
         if distributed.is_leader():
             (run_dir / "init_from.json").write_text(json.dumps(dataclasses.asdict(report), indent=1))
-        theirs = source / TOKENIZER_FILE
-        if theirs.exists() and theirs.read_bytes() != (run_dir / TOKENIZER_FILE).read_bytes():
+        if other:
             print(
                 f"warning: the tokenizer of {source} is another one: token embeddings taken from there mean "
                 "other tokens here",

@@ -1,6 +1,6 @@
-"""Score the first documents of a TREC run anew with a trained dual encoder.
+"""Score the first documents of a TREC run anew with a trained dual encoder or cross-encoder.
 
-Only the documents that occur among the first `depth` of a query are encoded. Those further down keep
+Only the documents that occur among the first `depth` of a query are read. Those further down keep
 their order below. Prints the measures before and after, and whether the difference could be chance.
 
 Examples:
@@ -9,25 +9,30 @@ Examples:
   python -m experiments.rerank --workdir=runs/mine --run=FILE.trec --folder=PATH --output=OTHER.trec
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from corpora.dataset import Dataset
-from dual_encoder.trained import Trained, task_of
+from cross_encoder.task import Ranking
+from cross_encoder.trained import Trained as CrossEncoder
+from dual_encoder import scorers
+from dual_encoder.scorers import Scorer
+from dual_encoder.task import Contrastive
+from dual_encoder.trained import Trained as DualEncoder
 from eval import comparison, fusion, measures, runs, trec
-from experiments import cli, compare, run_dirs, settings
+from experiments import cli, compare, cross_encoder_settings, run_dirs, settings
 from experiments.encode import open_collection
-from training.progress import Progress
-
-_AT_ONCE = 16_384  # documents read and tokenized
+from training.build import build
 
 
 def main() -> None:
     """Entry point of `retrievax-rerank`."""
     command = cli.Command(__doc__)
-    workdir = command.string("workdir", "runs/quickstart", "The run whose dual encoder scores.")
+    workdir = command.string("workdir", "runs/quickstart", "The run whose model scores.")
     run = command.string("run", None, "The TREC run to rerank.")
     folder = command.string(
         "folder", None, "The run's collection, in BEIR layout; by default the workdir's own."
@@ -37,7 +42,7 @@ def main() -> None:
     weight = command.number(
         "weight",
         1.0,
-        "Of the dual encoder; below 1, the rest is the run's own score, both scaled to [0, 1] over a "
+        "Of the model's score; below 1, the rest is the run's own score, both scaled to [0, 1] over a "
         "query's documents.",
         lower_bound=0.0,
         upper_bound=1.0,
@@ -45,9 +50,9 @@ def main() -> None:
     output = command.string(
         "output", None, "The TREC run to write; by default NAME-reranked.trec in the workdir's runs/."
     )
-    batch_size = command.integer("batch_size", 256, "Texts encoded at a time.", lower_bound=1)
+    batch_size = command.integer("batch_size", 256, "Texts, or pairs, computed at a time.", lower_bound=1)
     allow = command.boolean(
-        "allow_batch_dependence", "Let a text's vector depend on the texts that are encoded with it."
+        "allow_batch_dependence", "Let a text's vector or score depend on what is computed with it."
     )
 
     def main_rerank() -> None:
@@ -56,8 +61,8 @@ def main() -> None:
         if not 0 <= weight.value <= 1:  # NaN passes the flag's own bounds
             raise cli.UsageError(f"--weight is {weight.value}; allowed: 0 to 1")
         config = run_dirs.load_config(workdir.value)
-        task_of(config)  # another family's evaluation has other fields
-        evaluation = settings.evaluation(config["evaluation"], "config.evaluation")
+        load, kind = _loader(config)
+        evaluation = settings.evaluation(config["evaluation"], "config.evaluation", kind)
         with cli.expecting(OSError, ValueError):
             first = trec.read_run(run.value)
         dataset = open_collection(config, folder.value)
@@ -69,16 +74,31 @@ def main() -> None:
             raise cli.UsageError(f"{run.value} has no query of the split {split_name!r}")
         if evaluation.drop_same_id:
             first = runs.without_same_id(first)
-        trained = Trained.load(
-            workdir.value, config, batch_size=batch_size.value, allow_batch_dependence=allow.value
-        )
-        second = rerank(trained, dataset, first, depth.value, weight.value)
+        scorer = load(workdir.value, batch_size=batch_size.value, allow_batch_dependence=allow.value)
+        second = rerank(scorer, dataset, first, depth.value, weight.value)
         name = Path(run.value).stem
         file = Path(output.value or Path(workdir.value) / "runs" / f"{name}-reranked.trec")
         trec.write_run(file, second, f"{name}-reranked")
         print(f"\n{report(name, qrels, first, second, evaluation.measures)}\n\nwritten: {file}")
 
     command.run(main_rerank)
+
+
+def _loader(config: Mapping[str, Any]) -> tuple[Callable[..., Scorer], type[settings.Evaluation]]:
+    """Returns how a run's scorer is opened, and what its field `evaluation` is. Raises UsageError where it is
+    of a family that has none."""
+    task = build(config.get("task"), "config.task")
+    if isinstance(task, Ranking):
+        return functools.partial(CrossEncoder.load, config=config), cross_encoder_settings.Evaluation
+    if isinstance(getattr(task, "base", task), Contrastive):
+        load = lambda run_dir, **options: functools.partial(
+            scorers.scores, DualEncoder.load(run_dir, config, **options)
+        )
+        return load, settings.Evaluation
+    raise cli.UsageError(
+        f"--workdir: the run is of {config.get('family')}; allowed: a run of a dual encoder or of a "
+        "cross-encoder"
+    )
 
 
 def check_ids(file: str, run: measures.Run, dataset: Dataset) -> None:
@@ -97,45 +117,48 @@ def check_ids(file: str, run: measures.Run, dataset: Dataset) -> None:
 
 
 def rerank(
-    trained: Trained, dataset: Dataset, run: measures.Run, depth: int, weight: float = 1.0
+    scorer: Scorer, dataset: Dataset, run: measures.Run, depth: int, weight: float = 1.0
 ) -> measures.Run:
     """Scores the first `depth` documents of each query anew; those further down follow in their order.
 
     Args:
-      trained: the dual encoder.
+      scorer: who scores, see dual_encoder.scorers.
       dataset: the collection, with all of the run's queries and documents.
       run: to rerank.
       depth: documents of a query to score.
-      weight: of the dual encoder, the rest is the run's; see fusion.interpolate. 1 takes its scores as
-        they are.
+      weight: of the scorer, the rest is the run's; see fusion.interpolate. 1 takes its scores as they are.
     """
-    ranked = {query_id: measures.rank(hits) for query_id, hits in run.items()}
-    head = {query_id: {d: run[query_id][d] for d in ids[:depth]} for query_id, ids in ranked.items()}
-    scored = score(trained, dataset, head)
+    first = head(run, depth)
+    scored = score(scorer, dataset, first)
     if weight < 1:
-        scored = fusion.interpolate(scored, head, weight)
-    return {query_id: followed_by(scored[query_id], ids[depth:]) for query_id, ids in ranked.items()}
+        scored = fusion.interpolate(scored, first, weight)
+    return followed(scored, run)
 
 
-def score(trained: Trained, dataset: Dataset, candidates: Mapping[str, Mapping[str, float]]) -> measures.Run:
-    """Returns the dual encoder's score of each query's candidates: a document's is its best passage's."""
+def head(run: measures.Run, depth: int) -> measures.Run:
+    """Returns the first `depth` documents of each query, best first."""
+    return {query_id: {d: hits[d] for d in measures.rank(hits)[:depth]} for query_id, hits in run.items()}
+
+
+def followed(scored: measures.Run, run: measures.Run) -> measures.Run:
+    """Returns what was scored of a run, and below it the rest of the run in its order."""
+    return {
+        query_id: followed_by(scored[query_id], [d for d in measures.rank(hits) if d not in scored[query_id]])
+        for query_id, hits in run.items()
+    }
+
+
+def score(scorer: Scorer, dataset: Dataset, candidates: Mapping[str, Mapping[str, float]]) -> measures.Run:
+    """Returns a scorer's score of each query's candidates."""
     row_of = {doc_id: row for row, doc_id in enumerate(dataset.doc_ids)}
-    rows = sorted({row_of[doc_id] for hits in candidates.values() for doc_id in hits})
-    if not rows:
-        return {query_id: {} for query_id in candidates}
-    place_of = {dataset.doc_ids[row]: place for place, row in enumerate(rows)}
-    vectors_RD, first_row = _encode(trained, dataset, rows)
-    vectors_QD, _ = trained.queries([dataset.queries[query_id] for query_id in candidates])
-    found = {}
-    for (query_id, hits), vector_D in zip(candidates.items(), vectors_QD, strict=True):
-        places = np.array([place_of[doc_id] for doc_id in hits], np.int64)
-        counts = first_row[places + 1] - first_row[places]
-        starts = np.cumsum(counts) - counts
-        within = np.arange(counts.sum()) - np.repeat(starts, counts)
-        scores_R = vectors_RD[np.repeat(first_row[places], counts) + within] @ vector_D
-        best = np.maximum.reduceat(scores_R, starts) if len(places) else scores_R
-        found[query_id] = dict(zip(hits, best.tolist(), strict=True))
-    return found
+    rows_QM = np.full((len(candidates), max(map(len, candidates.values()), default=0)), -1, np.int32)
+    for rows_M, hits in zip(rows_QM, candidates.values(), strict=True):
+        rows_M[: len(hits)] = [row_of[doc_id] for doc_id in hits]
+    scores_QM = scorer(dataset, list(candidates), rows_QM).tolist()
+    return {
+        query_id: dict(zip(hits, scores_M, strict=False))
+        for (query_id, hits), scores_M in zip(candidates.items(), scores_QM, strict=True)
+    }
 
 
 def followed_by(scored: Mapping[str, float], rest: Sequence[str]) -> dict[str, float]:
@@ -157,24 +180,6 @@ def report(
     }
     found = comparison.compare(systems, list(names), name)
     return f"{compare.caption(found)}\n\n{found.table()}"
-
-
-def _encode(trained: Trained, dataset: Dataset, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors [R, D] of some documents, and where those of the i-th begin [len(rows) + 1]."""
-    progress = Progress(len(rows), unit="document", title="encoding the documents of the run")
-    parts, of_document = [], []
-    try:
-        for start in range(0, len(rows), _AT_ONCE):
-            documents = dataset.documents.read(rows[start : start + _AT_ONCE])
-            vectors_RD, document_of_row = trained.documents(
-                documents, lambda count, start=start: progress.update(start + int(count))
-            )
-            parts.append(vectors_RD)
-            of_document.append(document_of_row + start)
-    finally:
-        progress.close()
-    first_row = np.searchsorted(np.concatenate(of_document), np.arange(len(rows) + 1))
-    return np.concatenate(parts), first_row
 
 
 if __name__ == "__main__":

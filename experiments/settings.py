@@ -1,13 +1,17 @@
 """The fields `batch` and `evaluation` of a retrieval experiment's config, checked where they enter."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from corpora.batches import Pairs
+from dual_encoder.negative_filters import Mined
 from dual_encoder.retriever import FUSION_DEPTH
 from eval import measures
+from index import funnel as funnels
 from index import lexical
 from training.build import build, check_arguments, fill
 from training.paths import check_expressions
@@ -19,15 +23,24 @@ class Batch:
     batch_size: queries of a step, over all processes and devices.
     neighbors: consecutive examples that stay together, see corpora.batches.Order.
     negatives_per_query: listed hard negatives of each query, drawn anew at each step.
-    negatives: who mines them, such as dual_encoder.negatives.bm25; None for none.
+    negatives: who mines them, `(dataset, pairs) -> Mined`, such as dual_encoder.negatives.bm25; None for
+      none.
     refresh: who mines them anew with the model in training, such as dual_encoder.negatives.nearest.
     refresh_every: steps between that; 0 for never.
+    margin_bins: negatives are drawn evenly over so many bins of the teacher's scores, see
+      corpora.margin_bins; 0 for all alike.
+    pairs: who makes the training examples of those of the split, `(dataset, pairs) -> Pairs`, such as
+      dual_encoder.lexical_imitation.bm25_pairs; None for those that are judged relevant.
     teacher: who scores each query's documents for an objective that imitates it, see `dual_encoder.scorers`;
       None for none.
+    targets: who gives a vector that each query's is to be like, for an objective that asks for it:
+      `(dataset, query_ids) -> float32 [queries, D]`, see `dual_encoder.targets`; None for none.
     groups: who tells which group each example is of, such as its topic: `(dataset, pairs) -> int32
       [examples]`; None for none.
     group_rows: rows of one group that stand together in a batch, see corpora.grouped_order; with
       batch_size all of a batch are of one group. 0 leaves the order alone.
+    group_weights: of each group, in any unit, how much of the training it is; () for its share of the
+      examples. Needs group_rows.
     length_window: batches whose examples are sorted by length among them, for less padding; 0 for none.
       It changes which documents meet as in-batch negatives, see corpora.batches.Order.
     """
@@ -35,13 +48,17 @@ class Batch:
     batch_size: int
     neighbors: int = 1
     negatives_per_query: int = 0
-    negatives: Callable[..., np.ndarray] | None = None
-    refresh: Callable[..., np.ndarray] | None = None
+    negatives: Callable[..., Mined] | None = None
+    refresh: Callable[..., Mined] | None = None
     refresh_every: int = 0
     length_window: int = 0
+    pairs: Callable[..., Pairs] | None = None
     teacher: Callable[..., np.ndarray] | None = None
+    targets: Callable[..., np.ndarray] | None = None
     groups: Callable[..., np.ndarray] | None = None
     group_rows: int = 0
+    group_weights: Sequence[float] = ()
+    margin_bins: int = 0
 
     def __post_init__(self):
         for field, least in (
@@ -51,6 +68,7 @@ class Batch:
             ("refresh_every", 0),
             ("length_window", 0),
             ("group_rows", 0),
+            ("margin_bins", 0),
         ):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
@@ -76,8 +94,16 @@ class Batch:
                 f"refresh_every is {self.refresh_every} and refresh is "
                 f"{'not ' if self.refresh is None else ''}given; refreshed negatives need both"
             )
+        if self.margin_bins and (self.teacher is None or self.negatives is None):
+            raise ValueError(
+                f"margin_bins is {self.margin_bins}; allowed: 0, or with negatives and a teacher of theirs"
+            )
         if self.group_rows and self.groups is None:
             raise ValueError(f"group_rows is {self.group_rows} and groups is not given; allowed: both")
+        if self.group_weights and not self.group_rows:
+            raise ValueError("group_weights is given and group_rows is 0; allowed: 1 or more")
+        if any(not weight >= 0 for weight in self.group_weights):
+            raise ValueError(f"group_weights is {tuple(self.group_weights)}; allowed: numbers of 0 or more")
         if self.group_rows and self.batch_size % self.group_rows:
             raise ValueError(
                 f"group_rows is {self.group_rows}; allowed: a divisor of batch_size, {self.batch_size}"
@@ -111,15 +137,21 @@ class InitFrom:
     """Attributes:
     run: a run directory whose best parameters are taken; "" for none.
     rules: (regular expression, replacement) pairs for its parameters' paths, see training.warm_start.
+    folder: a published encoder's folder in place of a run, see dual_encoder.pretrained; "" for none. Without
+      rules its parameters go to every place where its tower, or its encoder, stands.
     """
 
     run: str = ""
-    rules: Sequence[Sequence[str | None]] = ()
+    rules: Sequence[Sequence[Any]] = ()
+    folder: str = ""
 
     def __post_init__(self):
+        if self.run and self.folder:
+            raise ValueError(f"run is {self.run!r} and folder {self.folder!r}; allowed: one of them")
         for rule in self.rules:
             pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
-            if not pair or not isinstance(rule[1], str | None):
+            several = pair and isinstance(rule[1], (tuple, list)) and all(isinstance(r, str) for r in rule[1])
+            if not pair or not (several or isinstance(rule[1], str | None)):
                 raise ValueError(f"rules has {rule!r}; allowed: (regular expression, replacement) pairs")
         check_expressions([pattern for pattern, _ in self.rules], "config.init_from.rules")
 
@@ -147,7 +179,8 @@ class Bm25Grid:
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Attributes:
-    train_split, dev_split, test_split: names of splits of the collection.
+    train_split, dev_split, test_split: names of splits of the collection; where nothing is trained, the first
+      two may be "", for none.
     measures: of the test set, see eval.measures.
     dev_measures: of each evaluation during training.
     tune_measure: what BM25's settings and the fusion's weight are chosen by, on dev.
@@ -157,6 +190,8 @@ class Evaluation:
     bm25_grid: see `Bm25Grid`.
     drop_same_id: whether no system may find the document of a query's own id, as in ArguAna, see
       eval.runs.from_rows.
+    widths: numbers of a vector that are searched by too, ascending, each a system; see experiments.widths.
+    funnel: (width, documents kept) pairs of a search by more and more numbers, see index.funnel; () for none.
     """
 
     train_split: str
@@ -170,8 +205,16 @@ class Evaluation:
     bm25_plain: Mapping[str, Any]
     bm25_grid: Bm25Grid
     drop_same_id: bool = False
+    widths: Sequence[int] = ()
+    funnel: Sequence[Sequence[int]] = ()
 
     def __post_init__(self):
+        if any(a >= b for a, b in itertools.pairwise((0, *self.widths))):
+            raise ValueError(f"widths is {self.widths}; allowed: ascending positive numbers")
+        if any(len(stage) != 2 for stage in self.funnel):
+            raise ValueError(f"funnel is {self.funnel}; allowed: (width, documents kept) pairs")
+        if self.funnel:
+            funnels.check([funnels.Stage(*stage) for stage in self.funnel])
         for field in ("measures", "dev_measures", "fusion_weights"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty; at least one is needed")

@@ -4,12 +4,12 @@
         name="generative_retrieval.distillation.Distilled",
         spelling=dict(name="generative_retrieval.task.SequenceToSequence", ...),
         teacher=dict(name="generative_retrieval.distillation.dense", run="runs/dual", count=16),
-        objective=dict(name="generative_retrieval.distillation.list_net", temperature=0.05),
+        objective=dict(name="training.ranking.list_net", temperature=0.05),
     )
 
 A document's score by the student is log p of its id. Li et al. (2024), "Distillation Enhanced Generative
 Retrieval", train so from a cross-encoder's lists; here the teacher is any ranking, such as a dual encoder's,
-and the losses are those of learning to rank, under their own names.
+and the losses are those of `training.ranking`, under their own names.
 
 Letters: B queries, C candidates of each, T symbols of an id, V symbols, Q texts, R vectors, U documents.
 """
@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,66 +29,10 @@ from generative_retrieval import task as tasks
 from generative_retrieval.indexing import Examples, Source
 from generative_retrieval.speller import Speller
 from index import exact, passages
+from training import ranking
 from training.task import Batch, Metrics, Others
 
 Teacher = Callable[[Source, Sequence[str]], tuple[np.ndarray, np.ndarray]]
-
-
-def list_net(
-    student: jax.Array, teacher: jax.Array, *, where: jax.Array, temperature: float = 1.0
-) -> jax.Array:
-    """The mean over queries of -sum_c P_t(c) log P_s(c), with P_t = softmax(teacher / t) and P_s =
-    softmax(student).
-
-    Cao et al. (2007), "Learning to Rank: From Pairwise Approach to Listwise Approach", with top-one
-    probabilities. Up to the teacher's entropy it is the divergence KL(P_t, P_s).
-
-    Args:
-      student: float32 [B, C].
-      teacher: float32 [B, C].
-      where: bool [B, C], which candidates are there; a query of none or one has no loss, and is not counted.
-      temperature: t, positive; that of the teacher's training gives the probabilities it was trained for.
-
-    >>> student, teacher = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))
-    >>> print(f"{list_net(student, teacher, where=jnp.ones((1, 2), bool)):.4f}")  # log 2
-    0.6931
-    """
-    chex.assert_equal_shape([student, teacher, where])
-    where, counted_B = _counted(where)
-    p_BC = jax.nn.softmax(teacher / temperature, axis=1, where=where)
-    log_p_BC = jnp.where(where, jax.nn.log_softmax(student, axis=1, where=where), 0.0)
-    return _mean(-jnp.sum(p_BC * log_p_BC, axis=1), counted_B)
-
-
-def rank_net(student: jax.Array, teacher: jax.Array, *, where: jax.Array) -> jax.Array:
-    """The mean over queries of the mean over pairs i, j that the teacher ranks i above j of
-    log(1 + exp(student_j - student_i)).
-
-    Burges et al. (2005), "Learning to Rank using Gradient Descent". Of the teacher it takes the order alone;
-    a tie is no pair.
-
-    Args: as of `list_net`.
-
-    >>> student, teacher = jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 3.0]])
-    >>> print(f"{rank_net(student, teacher, where=jnp.ones((1, 2), bool)):.4f}")  # log 2
-    0.6931
-    """
-    chex.assert_equal_shape([student, teacher, where])
-    pairs_BCC = (teacher[:, :, None] > teacher[:, None, :]) & where[:, :, None] & where[:, None, :]
-    apart_BCC = jnp.where(pairs_BCC, student[:, None, :] - student[:, :, None], 0.0)
-    count_B = pairs_BCC.sum(axis=(1, 2))
-    lost_B = jnp.where(pairs_BCC, jax.nn.softplus(apart_BCC), 0.0).sum(axis=(1, 2)) / jnp.maximum(count_B, 1)
-    return _mean(lost_B, count_B > 0)
-
-
-def _counted(where_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The candidates, all of them where a query is not counted (a softmax of none is NaN), and which are."""
-    counted_B = where_BC.sum(axis=1) > 1
-    return where_BC | ~counted_B[:, None], counted_B
-
-
-def _mean(lost_B: jax.Array, counted_B: jax.Array) -> jax.Array:
-    return jnp.where(counted_B, lost_B, 0.0).sum() / jnp.maximum(counted_B.sum(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +47,7 @@ class Distilled(tasks.AroundSpelling):
     Attributes:
       spelling: with all its options.
       teacher: from texts to their candidates, such as `dense`, waiting for both its arguments.
-      objective: `(student [B, C], teacher [B, C], *, where) -> loss`, such as `list_net` or `rank_net`.
+      objective: `(student [B, C], teacher [B, C], *, where) -> loss`, one of `training.ranking`.
       weight: of it.
 
     Raises:
@@ -113,7 +56,7 @@ class Distilled(tasks.AroundSpelling):
 
     spelling: tasks.SequenceToSequence
     teacher: Teacher
-    objective: Callable[..., jax.Array] = list_net
+    objective: Callable[..., jax.Array] = ranking.list_net
     weight: float = 1.0
 
     def __post_init__(self):

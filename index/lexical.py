@@ -146,6 +146,27 @@ class BM25:
             scores_QK[query, : len(rows)], rows_QK[query, : len(rows)] = scores, rows
         return scores_QK, rows_QK
 
+    def score(self, queries: Sequence[str], rows_QM: np.ndarray) -> np.ndarray:
+        """Returns the scores float32 [Q, M] of given documents, 0 where one shares no term with the query.
+
+        Args:
+          queries: Q texts.
+          rows_QM: rows of documents, -1 for none, whose score is NaN.
+
+        Raises:
+          ValueError: there are not Q rows.
+        """
+        check_texts("queries", queries)
+        if len(rows_QM) != len(queries):
+            raise ValueError(f"rows_QM has {len(rows_QM)} rows; allowed: one a query, {len(queries)}")
+        queries_QV = self._vocabulary.counts(queries)
+        scores_QM = np.full(rows_QM.shape, np.nan, np.float32)
+        for query, rows_M in enumerate(rows_QM):
+            terms = slice(*queries_QV.indptr[query : query + 2])
+            scores_N = self._scores(queries_QV.indices[terms], queries_QV.data[terms])
+            scores_QM[query] = np.where(rows_M >= 0, scores_N[rows_M], np.nan)
+        return scores_QM
+
     def _scores(self, terms: np.ndarray, counts: np.ndarray) -> np.ndarray:
         weights = self._weights_VN
         scores_N = np.zeros(weights.shape[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "backbones", "clustering", "configs", "corpora", "dual_encoder", "eval", "experiments",
+    "backbones", "clustering", "configs", "corpora", "cross_encoder", "dual_encoder", "eval", "experiments",
     "generative_retrieval", "index", "language_model", "moe", "training",
 )  # fmt: skip
 UNWANTED = ("tensorflow", "torch", "transformers", "faiss", "sklearn")

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from training import frozen
 from training import mesh as meshes
 from training.agreement import Agreement, same_everywhere
 from training.checkpoints import CheckpointError, Checkpoints
@@ -25,7 +26,7 @@ from training.profiling import Profile
 from training.start import Initialize, Start
 from training.step import Step, Window, empty_window, watched
 from training.tables import Hook, Tables
-from training.task import Batch, Task, TrainState
+from training.task import Batch, Task, TrainState, kept
 
 Evaluator = Callable[[TrainState], Iterable[tuple[str, float]]]
 Batches = Callable[[int, Mapping[str, np.ndarray]], Iterator[Mapping[str, np.ndarray]]]
@@ -133,7 +134,17 @@ def train(
             profile.check(first, schedule.total_steps)
         with Log(run_dir, first, schedule.total_steps, position, mesh) as log, catch_signals() as stop:
             run = _Run(
-                schedule, mesh, checkpoints, evaluators, hooks, in_use, describe_batch, log, stop, profile
+                task,
+                schedule,
+                mesh,
+                checkpoints,
+                evaluators,
+                hooks,
+                in_use,
+                describe_batch,
+                log,
+                stop,
+                profile,
             )
             run.announce(state)
             if not first:
@@ -178,6 +189,7 @@ class _Run:
 
     def __init__(
         self,
+        task: Task,
         schedule: Schedule,
         mesh: Mesh,
         checkpoints: Checkpoints,
@@ -189,7 +201,7 @@ class _Run:
         stop: StopRequest,
         profile: Profile | None,
     ):
-        self._schedule, self._mesh, self._checkpoints = schedule, mesh, checkpoints
+        self._task, self._schedule, self._mesh, self._checkpoints = task, schedule, mesh, checkpoints
         self._evaluators, self._hooks, self._tables = evaluators, hooks, tables
         self._describe_batch, self._log = describe_batch, log
         self._profile = profile
@@ -200,8 +212,10 @@ class _Run:
 
     def announce(self, state: TrainState) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        trained = frozen.trained(state.params, frozen.of(self._task))
+        of_them = "" if trained == parameters else f" ({trained:,} of them trained)"
         self._log.say(
-            f"{parameters:,} parameters, {self._mesh.size} device(s), from step {int(state.step):,} "
+            f"{parameters:,} parameters{of_them}, {self._mesh.size} device(s), from step {int(state.step):,} "
             f"to {self._schedule.total_steps:,}"
         )
         if self._schedule.microbatches > 1:
@@ -331,7 +345,8 @@ class _Run:
         if name and math.isfinite(measured[name]):
             best = self._checkpoints.best_value()
             if best is None or measured[name] > best:
-                self._checkpoints.save_best(state, measured[name])
+                of_task = kept(self._task, state.state)
+                self._checkpoints.save_best(state.replace(state=of_task), measured[name])
 
 
 class _Feed:

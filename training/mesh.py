@@ -229,6 +229,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicate_missing(tree: Any, mesh: Mesh) -> Any:
+    """As `replicate`, but arrays that are on the mesh already stay as they are, whole or in parts."""
+
+    def placed(leaf: Any) -> jax.Array:
+        on_mesh = isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
+        return leaf if on_mesh else replicate(leaf, mesh)
+
+    return jax.tree.map(placed, tree)
+
+
 def random_key(seed: int, mesh: Mesh) -> jax.Array:
     """Returns the random key of a seed, on every device of the mesh."""
     whole = NamedSharding(mesh, PartitionSpec())

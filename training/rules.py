@@ -13,17 +13,20 @@ from training.mesh import Rule, fit
 from training.task import TrainState
 
 
-def shardings(state: TrainState, mesh: Mesh, rules: Sequence[Rule]) -> TrainState:
+def shardings(
+    state: TrainState, mesh: Mesh, rules: Sequence[Rule], *, of_state: Sequence[Rule] = ()
+) -> TrainState:
     """Returns the sharding of each array of a state.
 
     A parameter and its moving average lie as the first rule says whose expression is found in its path; what
     the optimizer keeps for a parameter lies as that does, and a factored moment as what it has left of its
-    parameter's axes. All else is whole on every device.
+    parameter's axes. All else is whole on every device, but for what `of_state` says of the Task's state.
 
     Args:
       state: arrays, or their shapes (jax.eval_shape).
       mesh: the devices.
       rules: see training.mesh.Layout.parameters.
+      of_state: likewise for the Task's state, see training.task.Task.state_rules.
 
     Raises:
       SpecError: a rule matches no parameter, does not fit its shape, or an axis of the mesh does not divide;
@@ -45,7 +48,9 @@ def shardings(state: TrainState, mesh: Mesh, rules: Sequence[Rule]) -> TrainStat
     return TrainState(
         step=whole(state.step),
         params=of_parameters(state.params),
-        state=whole(state.state),
+        state=paths.map_with_path(
+            lambda path, leaf: NamedSharding(mesh, _spec_of(path, leaf, mesh, of_state)), state.state
+        ),
         opt_state=of_parameters(state.opt_state),
         average=of_parameters(state.average),
     )

@@ -12,7 +12,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from training import rules
+from training import frozen, rules
 from training.build import SpecError
 from training.mesh import Layout, to_host
 from training.step import Step, Window, empty_window, make_step
@@ -27,7 +27,7 @@ class Start:
 
     Attributes:
       task: model and loss.
-      optimizer: an optax transformation.
+      optimizer: an optax transformation; what the Task has frozen is left out of it, see training.frozen.
       mesh: the devices.
       layout: where parameters and activations lie on them.
       microbatches, average_decay: see training.step.make_step.
@@ -39,6 +39,9 @@ class Start:
     layout: Layout
     microbatches: int = 1
     average_decay: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "optimizer", frozen.left_out(self.optimizer, frozen.of(self.task)))
 
     def step(self) -> Step:
         """Returns the step, whose named activations lie as the layout says."""
@@ -59,7 +62,8 @@ class Start:
         """
         with _of_config():
             shapes = jax.eval_shape(self._first, key, batch)
-        return placed(shapes, rules.shardings(shapes, self.mesh, self.layout.parameters))
+        of_state = getattr(self.task, "state_rules", ())
+        return placed(shapes, rules.shardings(shapes, self.mesh, self.layout.parameters, of_state=of_state))
 
     def state(
         self, key: jax.Array, batch: Batch, like: TrainState, initialize: Initialize | None

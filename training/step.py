@@ -13,6 +13,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from training import frozen
 from training.activations import constrained
 from training.mesh import Rule, batch_sharding
 from training.task import (
@@ -87,6 +88,7 @@ def _gradient_step(
         told = {} if others is None else {"others": others}
 
         def loss_of(params):
+            params = frozen.stopped(params, frozen.of(task))
             return task.loss(params, task_state, batch, rng, train=True, **told)
 
         (loss, (task_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)

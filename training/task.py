@@ -72,6 +72,11 @@ class Task(Protocol):
       step, which it is handed as `gradient_step(train_state, batch, rng)`: to weigh groups or to change the
       batch before it, or to take several. The loop counts one step, and needs the metrics of at least one
       `gradient_step`.
+    * `frozen`, regular expressions of the paths of parameters that are not trained, see training.frozen.
+    * `state_rules`, rules of training.mesh.Layout for the paths of the state, where it is too large to be
+      whole on every device.
+    * `kept(state) -> state`, what of the state the best checkpoint is to hold, which is there to be used and
+      not to train on; all of it otherwise.
     * `batches(make_batch, *, source, examples, symbols_NT, seed) -> make_batch`, for one that spells docids
       and wants more of a batch than `generative_retrieval.indexing.batches` puts there, which it is handed as
       `make_batch`; experiments.generative calls it once, before the training.
@@ -86,6 +91,11 @@ class Task(Protocol):
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         """Returns (scalar loss, (new state, scalar metrics))."""
         ...
+
+
+def kept(task: Task, state: Any) -> Any:
+    """Returns what of a Task's state the best checkpoint holds."""
+    return task.kept(state) if hasattr(task, "kept") else state
 
 
 def create(

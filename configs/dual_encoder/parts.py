@@ -127,8 +127,8 @@ def transformer_mesh() -> dict:
 
 
 def init_from() -> dict:
-    """No other run: parameters begin at random."""
-    return dict(run="", rules=())
+    """No other run and no published encoder: parameters begin at random."""
+    return dict(run="", rules=(), folder="")
 
 
 def schedule(steps: int, evaluations: int) -> dict:

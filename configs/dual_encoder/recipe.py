@@ -12,7 +12,7 @@ import ml_collections
 
 from configs.arguments import parse_argument
 from configs.dual_encoder import beir_folder
-from configs.dual_encoder.recipes import heads, negatives, objectives, sampling, towers
+from configs.dual_encoder.recipes import heads, negatives, objectives, sampling, teachers, towers
 
 RECIPES = {
     "plain": lambda config, given: None,
@@ -21,6 +21,7 @@ RECIPES = {
     **sampling.RECIPES,
     **heads.RECIPES,
     **towers.RECIPES,
+    **teachers.RECIPES,
 }
 
 

@@ -92,5 +92,5 @@ def _task(given: ml_collections.ConfigDict, spelling: dict) -> dict:
         name=f"{of}.distillation.Distilled",
         spelling=spelling,
         teacher=dict(name=f"{of}.distillation.dense", run=given.teacher, count=16),
-        objective=dict(name=f"{of}.distillation.list_net", temperature=0.05),
+        objective=dict(name="training.ranking.list_net", temperature=0.05),
     )

@@ -12,12 +12,16 @@ arrays an objective names those that it needs:
                  makes it whole
     relevant     bool [B, N], the known positives of a query, its own included
     temperature  [], what scores are divided by
+    bias         [], what is added to scores; a Task learns it
     weights      float32 [B], how much each query counts, of mean 1
     teacher      float32 [B, 1 + H], a teacher's score of each listed document, NaN where there is none; the
                  field `batch.teacher` of a config says whose
+    target       float32 [B, D], a vector that each query's is to be like; the field `batch.targets` of a
+                 config says whose
+    rng          a random key of the step
 
 Under `jit` they are global, so in-batch negatives come from the whole batch whatever the number of devices.
-An objective made of another one (see `nested`) names what that one does.
+An objective made of another one (see `matryoshka`) names what that one does.
 
 Letters: B queries, N documents, H listed negatives of a query, D width.
 """
@@ -33,7 +37,9 @@ import jax.numpy as jnp
 from dual_encoder.candidates import Candidates
 
 Metrics = dict[str, jax.Array]
-ARRAYS = ("labels", "where", "candidates", "relevant", "temperature", "weights", "teacher")
+ARRAYS = (
+    "labels", "where", "candidates", "relevant", "temperature", "bias", "weights", "teacher", "target", "rng",
+)  # fmt: skip
 
 
 def named(objective: Callable) -> tuple[str, ...]:
@@ -57,11 +63,15 @@ def given(
     batch: Mapping[str, jax.Array],
     temperature: jax.Array,
     weights_B: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    rng: jax.Array | None = None,
 ) -> dict[str, jax.Array | Candidates]:
     """Returns the arrays of these names, of a batch of `corpora.batches.contrastive`.
 
     Raises:
-      ValueError: the batch has no scores of a teacher, and they are needed.
+      ValueError: the batch has no scores of a teacher or no vectors to be like, or a key or bias was not
+        given, and it is needed.
     """
     rows_BH = batch["document_rows"]
     labels_B = jnp.arange(rows_BH.shape[0]) * rows_BH.shape[1]
@@ -73,15 +83,24 @@ def given(
         "relevant": lambda: candidates.relevant() | candidates.own(labels_B),
         "temperature": lambda: temperature,
         "weights": lambda: jnp.ones(rows_BH.shape[0], jnp.float32) if weights_B is None else weights_B,
-        "teacher": functools.partial(_teacher, batch),
+        "teacher": functools.partial(_of_batch, batch, "teacher", "a teacher's scores; config.batch.teacher"),
+        "target": functools.partial(_of_batch, batch, "target", "vectors of queries; config.batch.targets"),
+        "bias": lambda: _there("bias", bias),
+        "rng": lambda: _there("rng", rng),
     }
     return {name: makers[name]() for name in names}
 
 
-def _teacher(batch: Mapping[str, jax.Array]) -> jax.Array:
-    if "teacher" not in batch:
-        raise ValueError("the objective needs a teacher's scores; config.batch.teacher names none")
-    return batch["teacher"]
+def _of_batch(batch: Mapping[str, jax.Array], name: str, what: str) -> jax.Array:
+    if name not in batch:
+        raise ValueError(f"the objective needs {what} names none")
+    return batch[name]
+
+
+def _there(name: str, x: jax.Array | None) -> jax.Array:
+    if x is None:
+        raise ValueError(f"the objective needs {name}, which this Task does not hand on")
+    return x
 
 
 def listed(scores_BN: jax.Array, listed: int) -> jax.Array:

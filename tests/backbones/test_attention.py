@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 
 from backbones.attention import SelfAttention, attend, merge_heads, split_heads
 from backbones.masks import padding
+from backbones.norms import RMSNorm
 from backbones.positions import rotary
 from moe.feed_forward import Context
 
@@ -18,9 +19,11 @@ def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def attend_oracle(q, k, v, visible=None, bias=None):
+def attend_oracle(q, k, v, visible=None, bias=None, scale=None):
     """One query at a time in float64; a query that sees nothing gets zeros."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+    scale = 1 / np.sqrt(q.shape[-1]) if scale is None else scale
     everywhere = (*q.shape[:3], k.shape[2])
     visible = np.broadcast_to(True if visible is None else visible, everywhere)
     bias = np.broadcast_to(0.0 if bias is None else bias, everywhere)
@@ -28,7 +31,7 @@ def attend_oracle(q, k, v, visible=None, bias=None):
     for b, h, i in np.ndindex(q.shape[:3]):
         seen = np.flatnonzero(visible[b, h, i])
         if len(seen):
-            scores = k[b, h, seen] @ q[b, h, i] / np.sqrt(q.shape[-1]) + bias[b, h, i, seen]
+            scores = k[b, h, seen] @ q[b, h, i] * scale + bias[b, h, i, seen]
             weights = np.exp(scores - scores.max())
             y[b, h, i] = weights @ v[b, h, seen] / weights.sum()
     return y
@@ -53,6 +56,18 @@ def test_attend_equals_loops(visible, bias_shape):
     bias = None if bias_shape is None else draw(3, *bias_shape)
     ours = attend(q, k, v, visible=None if visible is None else jnp.asarray(visible), bias=bias)
     assert_close(ours, attend_oracle(q, k, v, visible, bias))
+
+
+@pytest.mark.parametrize("visible", ["padding", "causal", "per head"])
+def test_shared_keys_equal_loops(visible):
+    """Four heads of queries, the first two with the first head of keys; with a scale of its own."""
+    q, k, v = draw(0, B, 4, L, D), draw(1, B, 2, M, D), draw(2, B, 2, M, D)
+    seen = VISIBLE[visible]
+    if visible == "per head":
+        seen = np.concatenate([seen, ~seen], axis=1)
+    bias = draw(3, 1, 4, L, M)
+    ours = attend(q, k, v, visible=jnp.asarray(seen), bias=bias, scale=0.7)
+    assert_close(ours, attend_oracle(q, k, v, seen, bias, scale=0.7))
 
 
 @pytest.mark.parametrize("visible", ["padding", "per head"])
@@ -121,6 +136,41 @@ def test_module_equals_its_parts():
     assert_close(ours, mixed @ p["out"]["kernel"] + p["out"]["bias"])
 
 
+def test_module_with_every_field_equals_its_parts():
+    """Four heads of width 6 in a model of width 8, two heads of keys, a norm of each, no bias at the end."""
+    x_BLD = draw(0, B, L, 8)
+    context = Context(valid=jnp.ones((B, L), bool), positions=jnp.arange(L)[None])
+    module = SelfAttention(
+        heads=4,
+        rotate=rotary,
+        use_bias=True,
+        key_value_heads=2,
+        head_width=6,
+        head_norm=RMSNorm(),
+        scale=0.7,
+        out_bias=False,
+    )
+    params = module.init(jax.random.key(1), x_BLD, context)
+    params = jax.tree.map(lambda p: draw(p.size, *p.shape), params)
+    assert set(params["params"]["out"]) == {"kernel"}
+    ours = module.apply(params, x_BLD, context)
+
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
+    made = []
+    for name, heads in (("query", 4), ("key", 2), ("value", 2)):
+        split = split_heads(np.asarray(x_BLD, np.float64) @ p[name]["kernel"] + p[name]["bias"], heads)
+        if name != "value":
+            split = split / np.sqrt(np.mean(split**2, axis=-1, keepdims=True)) * p[f"{name}_norm"]["scale"]
+            split = rotary(jnp.asarray(split, jnp.float32), context.positions)
+        made.append(split)
+    mixed = attend_oracle(*made, scale=0.7).transpose(0, 2, 1, 3).reshape(B, L, 24)
+    assert_close(ours, mixed @ p["out"]["kernel"])
+    # A rotation that is handed over stands in place of the field.
+    still = lambda x, positions: x
+    other = module.clone(rotate=still).apply(params, x_BLD, context)
+    np.testing.assert_array_equal(module.apply(params, x_BLD, context, rotate=still), other)
+
+
 def test_dropout_on_the_weights():
     """In training the mean over keys stays, each query loses some; elsewhere nothing happens."""
     x_BLD = draw(0, 1, 64, 8)
@@ -141,3 +191,17 @@ def test_heads_must_divide_the_width(heads):
     context = Context(valid=jnp.ones((1, 2), bool))
     with pytest.raises(ValueError, match=f"heads is {heads}.*width 8"):
         SelfAttention(heads=heads).init(jax.random.key(0), jnp.ones((1, 2, 8)), context)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"key_value_heads": 3}, "key_value_heads is 3; allowed: a divisor of heads, 4"),
+        ({"key_value_heads": 0}, "key_value_heads is 0"),
+        ({"head_width": 0}, "head_width is 0; allowed: an integer of at least 1"),
+    ],
+)
+def test_sizes_of_heads_that_do_not_fit(fields, said):
+    context = Context(valid=jnp.ones((1, 2), bool))
+    with pytest.raises(ValueError, match=said):
+        SelfAttention(heads=4, **fields).init(jax.random.key(0), jnp.ones((1, 2, 8)), context)

@@ -10,6 +10,7 @@ import pytest
 from backbones.attention import SelfAttention
 from backbones.cached_attention import CachedAttention
 from backbones.masks import causal
+from backbones.norms import RMSNorm
 from backbones.positions import rotary
 from moe.feed_forward import Context
 
@@ -25,11 +26,25 @@ def over(attention, source_BMD, positions, x_BLD, context, **kwargs):
     return attention(x_BLD, context, attention.keys_values(source_BMD, positions), **kwargs)
 
 
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_equals_self_attention_with_the_same_parameters(use_bias):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_bias": True},
+        {"use_bias": False},
+        {
+            "use_bias": True,
+            "out_bias": False,
+            "key_value_heads": 1,
+            "head_width": 6,
+            "head_norm": RMSNorm(),
+            "scale": 0.7,
+        },
+    ],
+)
+def test_equals_self_attention_with_the_same_parameters(more):
     x_BLD, bias = draw(0, B, L, D), draw(1, 1, 2, L, L)
     context = Context(valid=jnp.ones((B, L), bool), positions=jnp.arange(L)[None] + 3)
-    fields = {"heads": 2, "rotate": rotary, "use_bias": use_bias}
+    fields = {"heads": 2, "rotate": rotary, **more}
     kwargs = {"visible": causal(context), "bias": bias}
     params = SelfAttention(**fields).init(jax.random.key(0), x_BLD, context)
     params = jax.tree.map(lambda p: draw(p.size, *p.shape), params)

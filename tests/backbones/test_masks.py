@@ -14,7 +14,7 @@ from backbones.attention import SelfAttention, attend
 from backbones.blocks import PostNorm, PreNorm
 from backbones.encoded import read_batch
 from backbones.encoder import prepend
-from backbones.masks import both, causal, padding, prefix_lm, segments
+from backbones.masks import both, causal, padding, prefix_lm, segments, window
 from moe.feed_forward import Context, Dense
 from training.build import build
 
@@ -26,6 +26,7 @@ MASKS = {
     "prefix_lm": prefix_lm,
     "segments": segments,
     "causal segments": both(causal, segments),
+    "window": functools.partial(window, before=2, after=1),
 }
 
 # What each mask shows, one pair at a time: query q and key k of a text with these segments.
@@ -35,6 +36,7 @@ SHOWS = {
     "prefix_lm": lambda q, k, segment: k <= q or segment[k] in (0, -1),
     "segments": lambda q, k, segment: segment[k] in (segment[q], -1),
     "causal segments": lambda q, k, segment: k <= q and segment[k] in (segment[q], -1),
+    "window": lambda q, k, segment: q - 2 <= k <= q + 1,
 }
 
 
@@ -149,6 +151,12 @@ def test_a_gradient_flows_exactly_where_the_mask_shows(name, block):
 def test_segments_must_be_there(name):
     with pytest.raises(ValueError, match=f"visible is {name}"):
         MASKS[name](Context(valid=jnp.ones((1, 2), bool)))
+
+
+@pytest.mark.parametrize("field", ["before", "after"])
+def test_a_window_reaches_no_less_than_nowhere(field):
+    with pytest.raises(ValueError, match=f"{field} is -1; allowed: an integer of at least 0"):
+        window(draw_context(0), **({"before": 0, "after": 0} | {field: -1}))
 
 
 def test_builds_from_a_config():

@@ -1,5 +1,7 @@
 """Rotary and learned positions, and learned segments."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.positions import InTurn, LearnedPositions, LearnedSegments, rotary
+from backbones.norms import LayerNorm
+from backbones.positions import (
+    InTurn,
+    LearnedPositions,
+    LearnedSegments,
+    Normalized,
+    rotary,
+    slower,
+    slower_when_long,
+)
 from moe.feed_forward import Context
 
 
@@ -57,6 +68,59 @@ def test_scores_depend_on_distance_alone(i, j, shift, seed):
 def test_rotary_refuses_an_odd_width():
     with pytest.raises(ValueError, match="is 5"):
         rotary(jnp.ones((1, 1, 2, 5)), jnp.arange(2)[None])
+
+
+def test_rotary_turns_by_scaled_frequencies():
+    """All divided by 4: position 12 is turned as position 3 was."""
+    x = jax.random.normal(jax.random.key(0), (1, 1, 2, 6))
+    scaled = rotary(x, jnp.array([[12, 4]]), scaling=functools.partial(slower, factor=4.0))
+    np.testing.assert_allclose(scaled, rotary(x, jnp.array([[3, 1]])), rtol=1e-6, atol=1e-6)
+
+
+def test_only_low_frequencies_are_slower():
+    """Over 64 positions these turn 8, 4, 2.5, 1 and 0.5 times: two are kept, two are divided by 10, and the
+    third, halfway from 1 to 4, is the mean of both."""
+    turns = jnp.array([8.0, 4.0, 2.5, 1.0, 0.5])
+    frequencies = turns * 2 * np.pi / 64
+    found = slower_when_long(frequencies, factor=10.0, low=1.0, high=4.0, original_length=64)
+    expected = frequencies * jnp.array([1.0, 1.0, 0.55, 0.1, 0.1])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_learned_positions_may_begin_later_in_their_table():
+    """As those of RoBERTa: position 0 has row 2."""
+    x_BLD = jnp.zeros((1, 4, 3))
+    module = LearnedPositions(max_length=4, first=2)
+    context = Context(valid=jnp.ones((1, 4), bool), positions=jnp.array([[0, 3, 4, -1]]))
+    params = module.init(jax.random.key(1), x_BLD, context)
+    table = params["params"]["table"]
+    assert table.shape == (6, 3)
+    y_BLD = module.apply(params, x_BLD, context)
+    np.testing.assert_array_equal(y_BLD[0, :2], table[jnp.array([2, 5])])
+    assert jnp.isnan(y_BLD[0, 2:]).all()
+
+
+def test_a_norm_in_the_place_of_positions():
+    x_BLD = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    context = Context(valid=jnp.ones((2, 3), bool))
+    module = Normalized(LayerNorm())
+    params = module.init(jax.random.key(1), x_BLD, context)
+    alone = LayerNorm().apply({"params": params["params"]["norm"]}, x_BLD)
+    np.testing.assert_array_equal(module.apply(params, x_BLD, context), alone)
+
+
+def test_all_tokens_may_be_of_one_segment():
+    """Whatever the batch says, but not prefix vectors, which have no segment."""
+    x_BLD = jnp.zeros((1, 3, 4))
+    module = LearnedSegments(num_segments=2, always=1)
+    context = Context(valid=jnp.ones((1, 3), bool), tokens=jnp.array([[-1, 5, 6]]))
+    params = module.init(jax.random.key(1), x_BLD, context)
+    row = params["params"]["table"][1]
+    for segments in (None, jnp.array([[-1, 0, 7]])):
+        y_BLD = module.apply(params, x_BLD, context.replace(segments=segments))
+        np.testing.assert_array_equal(y_BLD[0], jnp.stack([jnp.zeros(4), row, row]))
+    with pytest.raises(ValueError, match="always is 2; allowed: 0 to 1, or None"):
+        LearnedSegments(num_segments=2, always=2).init(jax.random.key(1), x_BLD, context)
 
 
 def test_learned_positions_add_the_rows_asked_for():

@@ -76,6 +76,35 @@ def test_listed_negatives(make_batch):
         make_batch(negatives_per_query=2)
 
 
+def test_a_teachers_scores_stand_where_its_documents_do(make_batch):
+    negatives = np.array([[1, 3, -1], [2, 3, 0], [0, 1, 2]], np.int32)
+    positives = np.array([[0, 2], [1, -1], [3, -1]])
+    score = lambda rows: np.where(rows < 0, np.nan, 10.0 * rows + np.arange(3)[:, None]).astype(np.float32)
+    teacher = batches.Teacher(score(positives), score(negatives))
+    make = make_batch(negatives=negatives, negatives_per_query=2, teacher=teacher, seed=5)
+    for step in range(4):  # a document's score is 10 times its row plus its query's
+        batch = make(np.array([1, 3, 0, 2]), step)
+        query_B1 = np.array([[0], [2], [0], [1]])
+        rows_BH = batch["document_rows"]
+        expected = np.where(rows_BH < 0, np.nan, 10.0 * rows_BH + query_B1)
+        np.testing.assert_array_equal(batch["teacher"], expected)
+        part = make(np.array([1, 3, 0, 2]), step, np.array([1, 2]))
+        np.testing.assert_array_equal(part["teacher"], expected[1:3])
+    alone = make_batch(teacher=batches.Teacher(score(positives)))(np.array([1, 3]), 0)
+    np.testing.assert_array_equal(alone["teacher"], [[20.0], [32.0]])
+    with pytest.raises(ValueError, match=r"teacher.negatives are \(\)"):
+        make_batch(negatives=negatives, negatives_per_query=2, teacher=batches.Teacher(score(positives)))
+    with pytest.raises(ValueError, match=r"teacher.positives are \(2, 2\); allowed: one a row, \(3, 2\)"):
+        make_batch(teacher=batches.Teacher(score(positives)[:2]))
+
+
+def test_targets_are_those_of_the_querys_row(make_batch):
+    targets = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    batch = make_batch(targets=targets)(np.array([1, 3, 2]), 0)
+    np.testing.assert_array_equal(batch["target"], [[0, 1], [4, 5], [2, 3]])
+    assert "target" not in make_batch()(np.array([1]), 0)
+
+
 def test_every_epoch_has_every_example_in_another_order():
     order = batches.Order(12, seed=1)
     epochs = [np.concatenate([order.rows(step, 4) for step in range(3 * e, 3 * e + 3)]) for e in range(2)]

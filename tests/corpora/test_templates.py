@@ -18,6 +18,16 @@ def test_rendered_by_hand():
     assert Template("query_template", "{text}", ("text",)).render("", "a").title == (0, 0)
 
 
+@pytest.mark.parametrize("title", ["", " ", "Ann", " Ann "])
+@pytest.mark.parametrize("text", ["", "sees", " sees\n"])
+def test_title_and_text_are_joined_as_beir_does(title, text):
+    words, title_at, text_at = Template("x", "a: {title} {text}", BOTH).render(title, text)
+    joined = (title + " " + text).strip()
+    assert words == (f"a: {joined}" if joined else "a:")
+    assert words[slice(*title_at)].strip() == title.strip()
+    assert words[slice(*text_at)].strip() == text.strip()
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

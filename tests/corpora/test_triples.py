@@ -44,7 +44,7 @@ def test_equal_texts_are_joined_and_negatives_kept(file):
     }
     assert data.counts == {"triples": 5, "contradictions": 1}
     pairs = batches.training_pairs(data, "train")
-    assert negatives.judged(data, pairs, count=2).tolist() == [[2, 3], [0, -1], [3, -1]]
+    assert negatives.judged(data, pairs, count=2).rows.tolist() == [[2, 3], [0, -1], [3, -1]]
 
 
 def test_queries_are_held_out_with_all_their_triples(file):

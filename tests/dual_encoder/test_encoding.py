@@ -73,6 +73,20 @@ def test_progress_is_shown_where_it_has_a_title(task, params, monkeypatch):
     variables = {"params": params["model"]}
     Encoder(task.model, batch_size=8).documents(variables, table([3] * 20), 8, title="encoding")
     assert [line.split(" (")[0] for line in lines] == [f"encoding: {n} of 20 texts" for n in (8, 16, 20)]
+    for line, padding in zip(
+        lines, ("62.5%", "62.5%", "68.8%"), strict=True
+    ):  # 3 of 8, and 4 rows of nothing
+        assert f" texts/s, padding {padding}, " in line
+        assert line.endswith(" left")
+
+
+def test_progress_goes_by_the_work_and_not_by_texts(task, params, monkeypatch):
+    """Two texts of 32 positions and four of 16: each half of the work."""
+    monkeypatch.setattr("dual_encoder.encoding._POSITIONS_CPU", 64)
+    done = []
+    encoder = Encoder(task.model, mesh=data_mesh(jax.devices()[:1]))
+    encoder.documents({"params": params["model"]}, table([32, 32, 3, 3, 3, 3]), 64, report=done.append)
+    assert done == [3, 6]
 
 
 def test_padding_by_hand(task, params, monkeypatch):

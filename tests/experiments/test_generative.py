@@ -217,8 +217,8 @@ def test_a_dual_encoders_program_names_the_family_it_needs(run_dir, monkeypatch,
     with pytest.raises(SystemExit):
         rerank.main()
     assert capsys.readouterr().err == (
-        "error: the run is of experiments.generative.Experiment; allowed: a run of a dual encoder, whose "
-        "task is dual_encoder.task.Contrastive\n"
+        "error: --workdir: the run is of experiments.generative.Experiment; allowed: a run of a dual encoder "
+        "or of a cross-encoder\n"
     )
     with pytest.raises(SpecError, match="allowed: a run of a dual encoder"):
         Trained.load(run_dir, run_dirs.load_config(run_dir))

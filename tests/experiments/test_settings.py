@@ -40,6 +40,8 @@ def config():
             },
             "config.batch: negatives.count is 2; it must be at least negatives_per_query, 3",
         ),
+        ("batch.group_weights", (1.0,), "config.batch: group_weights is given and group_rows is 0"),
+        ("batch.margin_bins", 5, "config.batch: margin_bins is 5; allowed: 0, or with negatives"),
         ("batch.length_window", -1, "config.batch: length_window is -1; it must be at least 0"),
         ("batch.length_window", 2, "config.batch: length_window is 2 and neighbors 4; allowed"),
         ("text.passage_stride", 999, "config.text: passage_stride is 999; allowed: 0 to 112"),

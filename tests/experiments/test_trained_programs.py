@@ -2,6 +2,7 @@
 each query is the text of a document and has its id, and another document is relevant."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import shutil
@@ -14,7 +15,8 @@ import pytest
 
 from corpora import beir
 from corpora.tables import DataError, Document, Judgement, Query, Tables
-from dual_encoder import vectors
+from dual_encoder import scorers, vectors
+from dual_encoder.negative_filters import Mined
 from dual_encoder.retriever import Retriever
 from dual_encoder.trained import Trained, digest
 from dual_encoder.vectors import VectorStore
@@ -128,10 +130,13 @@ def test_nor_is_it_a_negative(run_dir):
     experiment = run_dirs.reopen(run_dir)
     queries, row_of = experiment.pairs.query_ids, experiment.dataset.doc_ids.index
     own = [row_of(query_id) for query_id in queries]
-    mined = np.array([[row, 2, 3] for row in own], np.int32)
+    mined = Mined(np.array([[row, 2, 3] for row in own], np.int32), 3 * len(own), {"known positives": 0})
     expected = [[other for other in (2, 3) if other != row] for row in own]
-    for found, kept in zip(experiment.without_own(mined), expected, strict=True):
+    for found, kept in zip(experiment.told(mined, 7), expected, strict=True):
         assert found[found >= 0].tolist() == kept
+    counts = json.loads((run_dir / "negatives.json").read_text())["7"]
+    removed = 3 * len(own) - sum(map(len, expected))
+    assert counts["removed"] == {"known positives": 0, "own document": removed}
 
 
 def test_a_measure_deeper_than_the_fusion_sees_every_document(run_dir, monkeypatch):
@@ -312,7 +317,7 @@ def test_reranking_scores_as_the_index_does_and_leaves_the_rest_in_order(run_dir
 
 def test_reranking_by_the_first_stage_alone_changes_nothing(run_dir, dataset, trained):
     bm25 = read_run(run_dir, "bm25")
-    found = rerank.rerank(trained, dataset, bm25, depth=100, weight=0.0)
+    found = rerank.rerank(functools.partial(scorers.scores, trained), dataset, bm25, depth=100, weight=0.0)
     assert {q: measures.rank(hits) for q, hits in found.items()} == {
         q: measures.rank(hits) for q, hits in bm25.items()
     }
@@ -327,8 +332,9 @@ def test_reranking_takes_a_documents_best_passage(dataset, trained, monkeypatch)
     assert np.bincount(document_of_row).min() > 1
     (vector_D,), _ = short.queries([dataset.queries["d5"]])
     best = [(vectors_RD[document_of_row == i] @ vector_D).max() for i in (0, 1)]
-    monkeypatch.setattr(rerank, "_AT_ONCE", 1)  # documents are read in parts
-    scores = rerank.score(short, dataset, {"d5": {"d40": 0.0, "d3": 0.0}, "d6": {}})
+    monkeypatch.setattr(scorers, "_AT_ONCE", 1)  # documents are read in parts
+    scorer = functools.partial(scorers.scores, short)
+    scores = rerank.score(scorer, dataset, {"d5": {"d40": 0.0, "d3": 0.0}, "d6": {}})
     assert scores == {"d5": pytest.approx({"d3": best[0], "d40": best[1]}, abs=1e-5), "d6": {}}
 
 

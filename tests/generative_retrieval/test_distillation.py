@@ -1,4 +1,4 @@
-"""Distillation: its losses by hand, the student's scores by teacher forcing, a dual encoder as teacher."""
+"""Distillation: the student's scores by teacher forcing, a dual encoder as teacher."""
 
 import dataclasses
 import functools
@@ -14,41 +14,11 @@ from corpora.tokens import TokenTable
 from dual_encoder import retriever, vectors
 from dual_encoder.retriever import vectors_folder
 from generative_retrieval import distillation, exhaustive, indexing, speller
-from generative_retrieval.distillation import list_net, rank_net
 from generative_retrieval.indexing import Examples
 from training.build import SpecError, build
+from training.ranking import list_net
 
 B = 2
-
-
-def test_list_net_by_hand():
-    student = jnp.log(jnp.array([[0.2, 0.6, 0.2], [0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]))
-    teacher = 2 * jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.5, 0.5, 7.0], [1.0, 1.0, 1.0]]))
-    where = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)  # the last query has one candidate
-    first = -(0.5 * np.log(0.2) + 0.25 * np.log(0.6) + 0.25 * np.log(0.2))
-    second = -(0.5 * np.log(2 / 3) + 0.5 * np.log(1 / 3))
-    found = list_net(student, teacher, where=where, temperature=2.0)
-    np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-6)
-
-
-def test_rank_net_by_hand():
-    student = jnp.array([[0.0, 1.0, 3.0], [1.0, 0.0, 5.0]])
-    teacher = jnp.array([[3.0, 2.0, 2.0], [0.0, 1.0, 9.0]])  # a tie, and a candidate that is not there
-    where = jnp.array([[1, 1, 1], [1, 1, 0]], bool)
-    softplus = lambda x: np.log1p(np.exp(x))
-    expected = ((softplus(1.0) + softplus(3.0)) / 2 + softplus(1.0)) / 2
-    np.testing.assert_allclose(rank_net(student, teacher, where=where), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("objective", [list_net, rank_net])
-def test_what_is_not_there_has_no_gradient(objective):
-    student, teacher = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 0.0]]), jnp.array([[3.0, 1.0, 2.0]] * 2)
-    where = jnp.array([[1, 1, 0], [0, 0, 0]], bool)
-    gradient = np.asarray(jax.grad(lambda s: objective(s, teacher, where=where))(student))
-    assert np.isfinite(gradient).all()
-    assert (gradient[~np.asarray(where)] == 0).all()
-    assert gradient[0, 0] < 0 < gradient[0, 1]  # towards the teacher's order
-    assert objective(student, teacher, where=jnp.zeros_like(where)) == 0
 
 
 def teacher(source, texts, *, rows, scores):

@@ -116,6 +116,23 @@ def test_analyzer(analyzer, text, expected):
     )
 
 
+def test_the_scores_of_given_documents_are_those_of_the_search():
+    texts = ["red cat", "cat cat dog", "dog", "blue sky"]
+    index = lexical.BM25.build(texts, analyzer=PLAIN)
+    queries = ["cat dog", "nothing", "sky sky"]
+    found, rows = index.search(queries, 4)
+    asked = np.array([[3, 0, -1, 1], [0, 1, 2, 3], [3, 3, -1, 0]])
+    scores = index.score(queries, asked)
+    by_row = [dict(zip(r, s, strict=True)) for r, s in zip(rows.tolist(), found.tolist(), strict=True)]
+    for query, rows_M in enumerate(asked.tolist()):
+        for place, row in enumerate(rows_M):
+            expected = by_row[query].get(row, 0.0) if row >= 0 else np.nan
+            np.testing.assert_equal(float(scores[query, place]), expected)
+    assert scores.dtype == np.float32
+    with pytest.raises(ValueError, match="rows_QM has 3 rows; allowed: one a query, 1"):
+        index.score(["cat"], asked)
+
+
 def test_whole_title_weight_is_repetition():
     titles, texts = ["red cat", "dog", ""], ["a cat sat", "red dog", "cat"]
     weighted = lexical.BM25.build(texts, titles=titles, title_weight=3, analyzer=PLAIN)

@@ -100,3 +100,12 @@ def test_factored_moments_keep_the_axes_that_they_have_left():
 def test_a_rule_that_does_not_fit_names_parameter_shape_and_axis(rule, message):
     with pytest.raises(SpecError, match=f"config.mesh.parameters: .*{message}"):
         shardings(state(optax.sgd(0.1)), mesh(), [*RULES, rule])
+
+
+def test_the_tasks_state_lies_as_its_own_rules_say():
+    shapes = begin(optax.sgd(1.0), PARAMS, {"own": {"vectors": np.zeros((16, 3)), "next": np.zeros(())}})
+    found = shardings(shapes, mesh(), RULES, of_state=(("own/vectors", ("batch", None)),))
+    assert specs(found.state) == {
+        "own": {"vectors": P(("replica", "data", "fsdp", "expert"), None), "next": P()}
+    }
+    assert specs(shardings(shapes, mesh(), RULES).state) == {"own": {"vectors": P(), "next": P()}}

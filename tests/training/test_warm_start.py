@@ -63,3 +63,13 @@ def test_another_runs_best_checkpoint_is_read(tmp_path):
     assert "balance/other" in report.new
     assert state["balance"]["bias"].tolist() == [7.0, 7.0]  # the state is none that a gradient trains
     np.testing.assert_array_equal(merged["new"]["kernel"], np.full((2, 2), 4.0))  # its moving average
+
+
+def test_a_parameter_may_become_several():
+    fresh = {"query": {"table": jnp.zeros(2)}, "document": {"table": jnp.zeros(2), "weight": jnp.zeros(2)}}
+    source = {"tower": {"table": np.full(2, 3.0)}}
+    merged, report = merge(fresh, source, rules=[("^tower/", ("query/", "document/"))])
+    for side in ("query", "document"):
+        np.testing.assert_array_equal(merged[side]["table"], np.full(2, 3.0))
+    assert report.loaded == ("query/table", "document/table")
+    assert report.new == ("document/weight",)
