@@ -40,7 +40,17 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "test": ["hypothesis>=6.100", "import-linter>=2.1", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8"],
-        "bench": ["faiss-cpu>=1.9", "scikit-learn>=1.5", "torch>=2.6", "transformers>=5.0,<6"],
+        "bench": [
+            "accelerate>=1.10",
+            "beir>=2.2",
+            "datasets>=4",
+            "faiss-cpu>=1.9",
+            "mteb>=2.20,<3",
+            "scikit-learn>=1.5",
+            "sentence-transformers>=6.0,<7",
+            "torch>=2.6",
+            "transformers>=5.0,<6",
+        ],
     },
     entry_points={
         "console_scripts": [

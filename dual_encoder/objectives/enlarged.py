@@ -26,10 +26,10 @@ def improved_info_nce(
     the sum of exp(. / t) over q with documents, y with other queries, q with other queries, and y with other
     documents.
 
-    Li et al. (2023), "Towards General Text Embeddings with Multi-stage Contrastive Learning". The pair itself
-    counts once, in the first sum, and there are no listed negatives in the paper. Left out, which it does not
-    speak of, are documents relevant to q, queries that y is relevant to, and, among queries, those whose own
-    document is relevant to q or that have y.
+    After Li et al. (2023), "Towards General Text Embeddings with Multi-stage Contrastive Learning"; here the
+    pair itself counts once, in the first sum, and listed negatives count too. Left out are documents relevant
+    to q, queries that y is relevant to, and, among queries, those whose own document is relevant to q or that
+    have y.
 
     Args: those of `objectives.softmax.info_nce`, and
       relevant: bool [B, N], the known positives of a query, its own included.

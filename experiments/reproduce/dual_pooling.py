@@ -45,7 +45,7 @@ def claims(judge: Judge) -> list[Claim]:
     return [
         judge.above(
             "pooling over all layers is above mean pooling",
-            "multi-layers trainable pooling is the best in retrieval, significantly (Tang and Yang, table 2)",
+            "multi-layers trainable pooling is the best in retrieval, significantly (Tang and Yang)",
             "layers-bidirectional",
             "mean-bidirectional",
         ),

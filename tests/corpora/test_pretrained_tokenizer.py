@@ -46,7 +46,9 @@ def test_a_title_without_a_separator_stands_right_before_its_text(tmp_path):
 
 
 def test_ends_that_the_config_asks_for_are_added(tmp_path):
-    path = write(tmp_path, frame="<s> $A", add_eos_token=True, add_bos_token=True, eos_token="</s>", bos_token="x")
+    path = write(
+        tmp_path, frame="<s> $A", add_eos_token=True, add_bos_token=True, eos_token="</s>", bos_token="x"
+    )
     assert tuple(pretrained_tokenizer.load(path).frame) == ([FIRST], [LAST])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(add_eos_token=True)))
     with pytest.raises(DataError, match="add_eos_token is true and eos_token is None"):

@@ -16,6 +16,10 @@ from training.checkpoints import Checkpoints, read_best_params
 
 WORDS = ("iron", "silk", "corn", "salt", "wool", "coal", "rice", "gold", "jute", "clay", "lead", "tea")
 JOINED = ("joined", "task_batches", "tdro", "tdro_weighted")
+# The recipes that begin with another run, and that one's.
+BEFORE = dict.fromkeys(
+    ("mined", "positive_aware", "star", "unified", "dynamic", "topics_of_run"), "plain"
+) | {"tdro": "joined", "tdro_weighted": "tdro"}  # fmt: skip
 FAST = "dynamic"
 
 
@@ -60,21 +64,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def begin(folder, name):
-    """Trains what the recipe begins with."""
-    before = {"tdro": "joined", "tdro_weighted": "tdro"}.get(name, "plain")
-    if name in (
-        "bm25",
-        "bm25_skip",
-        "refreshed",
-        "momentum",
-        "topics",
-        "idro",
-        "joined",
-        "task_batches",
-        "tas_balanced",
-    ):
-        return ""
-    run_dirs.start(folder / before, config(folder, before, run=begin(folder, before))).train()
+    """Trains what the recipe begins with, and returns its folder's name; "" for none."""
+    before = BEFORE.get(name, "")
+    if before:
+        run_dirs.start(folder / before, config(folder, before, run=begin(folder, before))).train()
     return before
 
 

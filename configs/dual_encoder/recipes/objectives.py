@@ -74,7 +74,7 @@ def pair_second(config: ml_collections.ConfigDict, given: Any) -> None:
 
 
 def improved(config: ml_collections.ConfigDict, given: Any) -> None:
-    """Queries among queries and documents among documents are negatives too (Li et al., 2023, GTE)."""
+    """Queries among queries and documents among documents are negatives too (after Li et al., 2023, GTE)."""
     del given
     _objective(config, "enlarged.improved_info_nce")
 
