@@ -27,6 +27,15 @@ SEEDS = (0, 1, 2)
 MEASURE = "ndcg@10"
 SHOWN = (MEASURE, "mrr@10", "recall@100")
 CONFIG = "dual_encoder/recipe.py"
+# The argument of configs/cross_encoder/beir_folder.py for a judge and teacher: 2 layers of 128.
+CROSS_ENCODER = {
+    "objective": "pointwise",
+    "steps": 150,
+    "batch": 32,
+    "width": 128,
+    "layers": 2,
+    "document": 64,
+}
 LEVEL, CLOSE = 0.05, 0.005  # of p; of nDCG@10, what counts as no difference
 # BM25 is no part of what is compared: one setting of it, not the grid, in each run's evaluation.
 _QUICK = {

@@ -91,7 +91,7 @@ ABLATION = Ablation(
     title="Negatives: DPR (2020), ANCE, RocketQA, STAR and ADORE (2021), coupled estimation (2022)",
     cells=CELLS,
     claims=claims,
-    teachers={"cross_encoder": ("cross_encoder/medquad.py", {})},
+    teachers={"cross_encoder": ("cross_encoder/beir_folder.py", ablation.CROSS_ENCODER)},
     notes=[
         "The encoders are bags of subwords from scratch, 150 steps of 512, where the papers fine-tune BERT.",
         "The cross-encoder is from scratch too (2 layers of 128), and weaker than the dual encoders that it "

@@ -73,7 +73,7 @@ ABLATION = Ablation(
     title="Objectives and distillation: DPR (2020), PAIR (2021), KaLM-Embedding-V2 and Tamber et al. (2025)",
     cells=CELLS,
     claims=claims,
-    teachers={"cross_encoder": ("cross_encoder/medquad.py", {})},
+    teachers={"cross_encoder": ("cross_encoder/beir_folder.py", ablation.CROSS_ENCODER)},
     notes=[
         "The cross-encoder is from scratch (2 layers of 128), and weaker than the dual encoders it teaches; "
         "in the papers it is by far the strongest model."

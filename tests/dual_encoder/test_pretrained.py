@@ -44,7 +44,8 @@ def write(folder, *, modules=MODULES, pooling=None, settings=None, transformer=N
     for place, kind in zip(places[1:], modules[1:], strict=True):
         (folder / place).mkdir()
         if kind == "Pooling":
-            put(f"{place}/config.json", pooling or dict(pooling_mode_mean_tokens=True))
+            chosen = pooling or dict(pooling_mode_mean_tokens=True)
+            put(f"{place}/config.json", dict(word_embedding_dimension=WIDTH) | chosen)
         if kind == "Dense":
             tanh = "torch.nn.modules.activation.Tanh"
             fields = dict(in_features=WIDTH, out_features=3, bias=True, activation_function=tanh)

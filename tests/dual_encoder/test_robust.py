@@ -153,11 +153,12 @@ def unequal(step):
     return arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
         functools.partial(robust.Tasks, rate=0.05),
-        pytest.param(functools.partial(robust.Clusters, rate=1.0, memory=0.5), marks=pytest.mark.slow),
+        functools.partial(robust.Clusters, rate=1.0, memory=0.5),
     ],
 )
 def test_the_worst_groups_loss_is_lower_than_without_weights(kind):
