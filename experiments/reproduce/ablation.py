@@ -140,7 +140,8 @@ def run(ablation: Ablation, budget: str, folder: Path) -> Outcome:
             *ablation.notes,
             f"Each cell has the seeds {', '.join(map(str, SEEDS))}, which change initialization, order and "
             "draws. p is that of the paired randomization test over test queries, values averaged over the "
-            "seeds, against the first cell, by Holm's correction over the cells of the table.",
+            "seeds, against the first cell, by Holm's correction over the cells of the table. Seconds of "
+            "training are on the wall, on a machine that had other work at times.",
         ],
         draw=lambda figure: draw(figure, first),
     )
@@ -163,7 +164,7 @@ class Judge:
             return skipped(name, paper, rule, lacks)
         difference, p = self._test(cell, than)
         verdict = judge(difference > 0 and p < LEVEL, difference > 0)
-        return Claim(name, paper, rule, f"{difference:+.4f} (p = {p:.4f})", verdict, note)
+        return Claim(name, paper, rule, f"{difference:+.4f} ({_shown(p)})", verdict, note)
 
     def not_below(self, name: str, paper: str, cell: str, than: str, *, note: str = "") -> Claim:
         """A claim that one cell is as good as another, up to `CLOSE`."""
@@ -177,7 +178,7 @@ class Judge:
             return skipped(name, paper, rule, lacks)
         difference, p = self._test(cell, than)
         verdict = judge(difference >= -CLOSE, p >= LEVEL)
-        return Claim(name, paper, rule, f"{difference:+.4f} (p = {p:.4f})", verdict, note)
+        return Claim(name, paper, rule, f"{difference:+.4f} ({_shown(p)})", verdict, note)
 
     def _lacks(self, *cells: str) -> str:
         return " ".join(f"The cell `{cell}` was not run." for cell in cells if cell not in self.found)
@@ -209,11 +210,16 @@ def table(cells: Sequence[Cell], found: Mapping[str, Found]) -> tuple[Sequence[s
                 cell.name,
                 cell.what,
                 *(of.shown(measure) for measure in SHOWN),
-                f"{p_of[cell.name]:.4f}" if cell.name in p_of else "",
+                _shown(p_of[cell.name]).removeprefix("p = ").removeprefix("p ") if cell.name in p_of else "",
                 f"{statistics.fmean(of.seconds):.0f} s",
             ]
         )
     return ["cell", "what", *SHOWN, "p", "training"], rows
+
+
+def _shown(p: float) -> str:
+    """As in tables of runs: no p is 0."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
 
 
 def bars(axes: Axes, found: Mapping[str, Found]) -> None:

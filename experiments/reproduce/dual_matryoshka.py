@@ -83,7 +83,7 @@ def draw(figure: Figure, found: Mapping[str, Found]) -> None:
     ):
         names = [(w, "512" if (w == WHOLE and kind != "nested") else f"{kind}-{w}") for w in (*WIDTHS, WHOLE)]
         there = [(w, statistics.fmean(found[name].means[MEASURE])) for w, name in names if name in found]
-        if there:
+        if len(there) > 1:
             axes.plot(*zip(*there, strict=True), "o-", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks((*WIDTHS, WHOLE), [str(w) for w in (*WIDTHS, WHOLE)])

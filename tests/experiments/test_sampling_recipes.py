@@ -86,6 +86,7 @@ def test_trains_and_is_opened_again(folder, name):
     assert np.linalg.norm(vectors) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dynamic_negatives_train_one_tower_resume_exactly_and_are_opened_again(folder, monkeypatch):
     before = begin(folder, FAST)
     made = config(folder, FAST, steps=3, run=before)
