@@ -36,3 +36,10 @@ def parse_argument(argument: str | None, defaults: Mapping[str, Any]) -> ml_coll
         except ValueError:
             raise ValueError(f"config argument {key}={text!r}: expected {kind.__name__}") from None
     return ml_collections.ConfigDict(values)
+
+
+def needed_run(given: Any) -> str:
+    """Returns the run directory that a recipe learns from. Raises ValueError where none is given."""
+    if not given.run:
+        raise ValueError(f"config argument run is empty; allowed with recipe={given.recipe}: a run directory")
+    return given.run

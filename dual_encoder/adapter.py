@@ -15,14 +15,16 @@ Letters: Q queries, N documents, D width, R rank, P positives of a query, K nega
 """
 
 import dataclasses
+import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from corpora.tables import DataError
 from dual_encoder.towers import l2_normalize
 from index import exact
 
@@ -167,16 +169,28 @@ def of_scores(scores_BC: jax.Array, there_BK: jax.Array, settings: Settings) -> 
 
 
 def arrays(adapters: Adapters) -> Mapping[str, np.ndarray]:
-    """Returns the matrices by name, such as `query/a`, to be saved."""
+    """Returns the matrices by name, such as `query/a`, for `numpy.savez`."""
     return {f"{side}/{name}": np.asarray(x) for side, of in adapters.items() for name, x in of.items()}
 
 
-def of_arrays(saved: Mapping[str, Any]) -> Adapters:
-    """Returns the adapters of which `arrays` made these."""
-    found: Adapters = {}
-    for path, x in saved.items():
-        side, name = path.split("/")
-        found.setdefault(side, {})[name] = jnp.asarray(x)
+def load(file: str | Path, width: int) -> Adapters:
+    """Reads what `numpy.savez` wrote of `arrays`.
+
+    Raises:
+      DataError: there is no such file, or it has no adapters of vectors of this width.
+    """
+    try:
+        with np.load(file) as saved:
+            found = {
+                side: {name: jnp.asarray(saved[f"{side}/{name}"]) for name in ("a", "b")}
+                for side in SIDES["both"]
+                if f"{side}/a" in saved
+            }
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is no file of adapters: {error}") from None
+    shapes = [(of["a"].shape, of["b"].shape[::-1]) for of in found.values()]
+    if not shapes or any(a != b or a[:1] != (width,) for a, b in shapes):
+        raise DataError(f"{file} has no adapters of vectors of {width} numbers; it has {shapes or 'none'}")
     return found
 
 

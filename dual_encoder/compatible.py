@@ -4,7 +4,7 @@ Letters: B queries, H listed negatives of each, N passages of the corpus and pad
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +45,8 @@ class Stationary(Derived):
       previous: a run that has been evaluated, whose index is kept; "" for the first model.
       share: lambda of the paper; 0.1 there.
       scale: mu of the paper; 10 there.
-      passages, parts: of the corpus; the experiment fills them in, see `dual_encoder.derived`.
+      passages, parts, doc_ids, document_of_row: of the corpus; the experiment fills them in, see
+        `dual_encoder.derived.Sizes`.
 
     Raises:
       ValueError: a number out of range, or a base with sparse layers.
@@ -57,6 +58,8 @@ class Stationary(Derived):
     scale: float = 10.0
     passages: int = 1
     parts: int = 1
+    doc_ids: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
+    document_of_row: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     state_rules = ((f"^{OWN}/vectors$", ("batch", None)), (f"^{OWN}/documents$", ("batch",)))
 
     def __post_init__(self):
@@ -66,11 +69,21 @@ class Stationary(Derived):
         if not 0 <= self.share <= 1 or not self.scale > 0:
             raise ValueError(f"share is {self.share} and scale {self.scale}; allowed: 0 to 1, and above 0")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.base.reads | {"group"}
+
     def sized(self, sizes: Sizes) -> "Stationary":
         """Raises ValueError where there are more groups than classes."""
         if sizes.groups > self.classes:
             raise ValueError(f"classes is {self.classes}; allowed: {sizes.groups} or more, one a group")
-        return dataclasses.replace(self, passages=sizes.passages, parts=sizes.parts)
+        return dataclasses.replace(
+            self,
+            passages=sizes.passages,
+            parts=sizes.parts,
+            doc_ids=sizes.doc_ids,
+            document_of_row=sizes.document_of_row,
+        )
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
         params, state = self.base.init(rng, batch)
@@ -89,7 +102,7 @@ class Stationary(Derived):
 
         Raises:
           DataError: it has none.
-          SpecError: it is of another collection, or its vectors of another width.
+          SpecError: it is of another collection or cut to other passages, or its vectors of another width.
         """
         del params, encode
         if not self.previous:
@@ -101,6 +114,15 @@ class Stationary(Derived):
                 f"task.previous is {self.previous}, whose index has {len(store):,} vectors of "
                 f"{store.manifest['width']}; allowed: {self.passages:,} of {width}, as here"
             )
+        for what, same in (
+            ("documents", list(store.ids) == list(self.doc_ids)),
+            ("passages of its documents", np.array_equal(store.text_of_row, self.document_of_row)),
+        ):
+            if not same:
+                raise SpecError(
+                    f"task.previous is {self.previous}, whose index has other {what} than config.data and "
+                    "config.text make here; allowed: a run on the same collection, cut to passages alike"
+                )
         more = size - len(store)
         own = {
             "vectors": np.pad(store.vectors(), ((0, more), (0, 0))),

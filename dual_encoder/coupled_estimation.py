@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dual_encoder.derived import Derived
+from dual_encoder.derived import Derived, check_unmeasured
 from dual_encoder.objectives import arrays
 from training.task import Batch, Metrics, Others
 
@@ -42,14 +42,14 @@ class CoupledEstimation(Derived):
 
     Attributes:
       base: the contrastive Task. Its model is what is evaluated; its objective is that of
-      `contrastive_weight`. debias: what logits are divided by in weights: the higher, the more alike they
-      are. contrastive_weight: of the base's objective over the batch's relevant documents alone, which no
-      pooling
+        `contrastive_weight`.
+      debias: what logits are divided by in weights: the higher, the more alike they are.
+      contrastive_weight: of the base's objective over the batch's relevant documents alone, which no pooling
         chose; 0, as in the paper, for listed negatives alone.
 
     Raises:
       ValueError: debias is not positive, contrastive_weight negative, or the base has sparse layers or
-      adapters.
+      adapters, or measures where contrastive_weight is 0.
     """
 
     debias: float = 2.0
@@ -63,6 +63,14 @@ class CoupledEstimation(Derived):
         for field in ("auxiliary", "lora"):
             if getattr(self.base, field) is not None:
                 raise ValueError(f"base.{field} is given; allowed: None, a dense model that is trained whole")
+
+        if not self.contrastive_weight:
+            check_unmeasured(self.base, "coupled_estimation with contrastive_weight 0")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Listed negatives; and what the base's objective names, where that counts."""
+        return self.base.reads if self.contrastive_weight else frozenset(("negatives",))
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
         rng, other = jax.random.split(rng)

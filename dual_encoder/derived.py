@@ -13,9 +13,11 @@ Two methods more are optional; experiments.contrastive calls them before a train
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dual_encoder.task import Contrastive, documents, queries
 from dual_encoder.towers import DualEncoder
@@ -26,17 +28,23 @@ OWN = "own"
 
 
 class Sizes(NamedTuple):
-    """How much there is of what a Task trains on.
+    """How much there is of what a Task trains on, and which documents these are.
 
     Attributes:
       passages: of the corpus.
       parts: into how many devices cut what they share.
       groups: of training examples, see `batch.groups`; 0 where there are none.
+      one_group: whether each batch is of one of them.
+      doc_ids: of the documents of the corpus.
+      document_of_row: int32 [passages], the document that each is of.
     """
 
     passages: int
     parts: int
     groups: int
+    one_group: bool = False
+    doc_ids: Sequence[str] = ()
+    document_of_row: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,11 @@ class Derived:
     def frozen(self) -> tuple[str, ...]:
         """See training.frozen."""
         return self.base.frozen
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """See dual_encoder.task.Contrastive."""
+        return self.base.reads
 
     def variables(self, params: Any, state: Any) -> dict[str, Any]:
         """Returns what the model is applied with."""
@@ -84,6 +97,15 @@ def check_dense(task: Contrastive, name: str) -> None:
     """Raises ValueError where the base has sparse layers, whose sums a derived Task has no place for."""
     if task.auxiliary is not None:
         raise ValueError(f"{name}: base has auxiliary; allowed: none, for a dense model")
+
+
+def check_unmeasured(task: Contrastive, name: str) -> None:
+    """Raises ValueError where the base has measures, which are of scores that a Task does not make."""
+    if task.measures:
+        raise ValueError(
+            f"{name}: base has measures {', '.join(task.measures)}; allowed: none, {{}}, for the base's "
+            "objective takes no part"
+        )
 
 
 def check_whole(task: Contrastive, name: str) -> None:

@@ -22,6 +22,7 @@ from dual_encoder.derived import (
     Derived,
     Sizes,
     check_dense,
+    check_unmeasured,
     check_whole,
     of_base,
     parameters_of_towers,
@@ -61,8 +62,8 @@ class Dynamic(Derived):
       parts: likewise, N is a multiple of it.
 
     Raises:
-      ValueError: a number is below 1, the towers share parameters, or the base has sparse layers, chunks or
-        lora.
+      ValueError: a number is below 1, the towers share parameters, or the base has sparse layers, chunks,
+        measures or lora.
     """
 
     negatives: int = 200
@@ -77,8 +78,14 @@ class Dynamic(Derived):
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
         check_dense(self.base, "dynamic")
         check_whole(self.base, "dynamic")
+        check_unmeasured(self.base, "dynamic")
         if self.base.lora is not None:
             raise ValueError("dynamic: base has lora; allowed: None, as the query tower itself is trained")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Nothing: of a batch only the queries and their positives count."""
+        return frozenset()
 
     def sized(self, sizes: Sizes) -> "Dynamic":
         return dataclasses.replace(self, passages=sizes.passages, parts=sizes.parts)

@@ -38,7 +38,7 @@ class Lora:
     alpha: what A B is multiplied by, over R.
 
     Raises:
-      ValueError: no kernels, or a rank below 1.
+      ValueError: no kernels, or one string of them; or a rank below 1.
     """
 
     kernels: tuple[str, ...]
@@ -46,8 +46,8 @@ class Lora:
     alpha: float = 16.0
 
     def __post_init__(self):
-        if not self.kernels:
-            raise ValueError("kernels is empty; allowed: regular expressions of the kernels to adapt")
+        if not self.kernels or isinstance(self.kernels, str):
+            raise ValueError(f"kernels is {self.kernels!r}; allowed: a sequence of regular expressions")
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}; allowed: an integer of at least 1")
 

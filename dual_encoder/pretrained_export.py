@@ -69,6 +69,8 @@ def save(
         raise PretrainedError(f"{folder} is there already; allowed: a new folder")
     # All that can be refused comes before the first file.
     modes, include_prompt = _pooling(tower)
+    if any(tower.unpooled):
+        raise PretrainedError(f"unpooled is {tower.unpooled}; allowed: (0, 0)")
     projections = _projections(tower.head, params.get("head", {}))
     prompts = {
         "query": _prompt("query_template", text.query_template, "{text}"),

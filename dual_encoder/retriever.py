@@ -20,6 +20,7 @@ import numpy as np
 
 from corpora.dataset import Dataset, open_prepared
 from corpora.tables import DataError
+from dual_encoder import adapter as adapting
 from dual_encoder import vectors
 from dual_encoder.trained import Trained
 from eval import fusion
@@ -50,6 +51,7 @@ class Retriever:
       store: the vectors of the documents, or of their passages: a document is scored by its best.
       bm25: over the same documents.
       weight: of the dual encoder in the fusion, 0 to 1.
+      adapters: what is added to the vectors of a side, see `dual_encoder.adapter`; None for nothing.
     """
 
     def __init__(
@@ -59,19 +61,25 @@ class Retriever:
         store: vectors.VectorStore,
         bm25: lexical.BM25,
         weight: float,
+        adapters: adapting.Adapters | None = None,
     ):
         self.dataset, self._trained = dataset, trained
-        self._index, self._document_of_row = exact.build(store.vectors()), store.text_of_row
+        document_RD, self._document_of_row = store.vectors(), store.text_of_row
+        self._adapters, self._unit = adapters, bool(adapters) and vectors.are_unit(document_RD)
+        self._index = exact.build(self._adapted("document", document_RD))
         self._bm25, self._weight = bm25, weight
 
     @classmethod
-    def load(cls, run_dir: str | Path, *, allow_batch_dependence: bool = False) -> "Retriever":
+    def load(
+        cls, run_dir: str | Path, *, allow_batch_dependence: bool = False, adapter: str | Path | None = None
+    ) -> "Retriever":
         """Opens a trained and evaluated run.
 
-        `allow_batch_dependence` is that of `Trained.load`.
+        `allow_batch_dependence` is that of `Trained.load`; `adapter` a file of experiments.adapt.
 
         Raises:
-          DataError: the run has no index, or its collection is no longer as it was indexed.
+          DataError: the run has no index, its collection is no longer as it was indexed, or the adapter is
+            none of vectors like these.
           CheckpointError: the run has no checkpoint.
           DependenceError: its vectors depend on the batch, and it is not allowed.
         """
@@ -86,7 +94,8 @@ class Retriever:
             allow_batch_dependence=allow_batch_dependence,
         )
         dataset = _open(manifest, _config(run_dir), run_dir)
-        return cls(dataset, trained, store, lexical.BM25.load(folder / _BM25), manifest["weight"])
+        adapters = None if adapter is None else adapting.load(adapter, trained.width)
+        return cls(dataset, trained, store, lexical.BM25.load(folder / _BM25), manifest["weight"], adapters)
 
     def search(self, query: str, k: int = 10, system: str = "hybrid") -> list[Hit]:
         """Returns the k best documents of a query, best first; fewer where fewer match.
@@ -116,13 +125,18 @@ class Retriever:
             for rank, ((_, score), document) in enumerate(zip(ranked, documents, strict=True), 1)
         ]
 
+    def _adapted(self, side: str, x_ND: np.ndarray) -> np.ndarray:
+        if not self._adapters:
+            return x_ND  # as it is on disk
+        return np.asarray(adapting.adapted(self._adapters, side, x_ND, unit=self._unit))
+
     def _search(self, query: str, k: int, system: str) -> list[tuple[int, float]]:
         if system == "bm25":
             scores_QK, rows_QK = self._bm25.search([query], k)
         else:
             if not len(self._trained.tokenizer.encode([query], 1)[0]):
                 return []  # a query of no token is like every document, and finds none
-            vectors_QD, _ = self._trained.queries([query])
+            vectors_QD = self._adapted("query", self._trained.queries([query])[0])
             scores_QK, rows_QK = passages.search(
                 lambda depth: exact.search(self._index, vectors_QD, depth, query_batch=1),
                 self._document_of_row,

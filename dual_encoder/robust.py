@@ -52,6 +52,10 @@ class Robust(Derived):
         if "weights" not in self.base.arrays:
             raise ValueError(f"{name}: the base's objective takes no weights; allowed: one that does")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.base.reads | {"group"}
+
     def sized(self, sizes: Sizes) -> "Robust":
         if not sizes.groups:
             raise SpecError(f"{type(self).__name__} weighs groups; config.batch.groups names none")
@@ -85,12 +89,13 @@ class Clusters(Robust):
 
     With l_i the mean loss of cluster i in the batch, g_i its gradient of length 1, and w_i its weight,
 
-        r_i = mean over all clusters j of (l_i l_j)^power (g_i . g_j)
+        r_i = mean over all clusters j of (l_i l_j)^power (g_i . g_j),  a loss below 0 counting as 0
         w_i <- w_i^memory exp(rate r_i) / Z,  at least `floor`
 
-    so that clusters count more which are hard and whose gradient helps others. The loss is sum_i w_i l_i,
-    with the weights from before the step, over the clusters in the batch and their weights' sum. A cluster
-    that is not in the batch keeps its weight; Z leaves the others the sum that they had.
+    so that clusters count more which are hard and whose gradient helps others. The loss is the mean of
+    G w_i l_i over the clusters in the batch, with the weights from before the step and the sum of all of them
+    as 1: sum_i w_i l_i where all are there. A cluster that is not in the batch keeps its weight; Z leaves the
+    others the sum that they had, so that a batch must have several.
 
     The gradients of all clusters are held at once: G times the parameters that `parameters` picks.
 
@@ -115,13 +120,23 @@ class Clusters(Robust):
         if not self.floor * self.groups <= 1:
             raise ValueError(f"floor is {self.floor}; allowed: at most 1 / {self.groups}, by the groups")
 
+    def sized(self, sizes: Sizes) -> "Clusters":
+        """Raises SpecError where there are no groups, or each batch is of one."""
+        if sizes.one_group:
+            raise SpecError(
+                "Clusters weighs the groups of a batch against each other; config.batch.group_rows is the "
+                "whole batch_size; allowed: half of it, or less"
+            )
+        return super().sized(sizes)
+
     def loss(
         self, params: Any, state: Any, batch: Batch, rng: jax.Array, *, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         query_BD, document_ND, _ = self.base.vectors(params, of_base(state), batch, rng, train=train)
         counts_G = _counts(batch, self.groups)
-        weights_G = jnp.where(counts_G > 0, state[OWN]["weights"], 0.0)
-        weights_G = weights_G / weights_G.sum()
+        # Over all groups: over those of the batch it would undo the weights where it has few.
+        weights_G = self.groups * state[OWN]["weights"] / state[OWN]["weights"].sum()
+        weights_G = weights_G / (counts_G > 0).sum()
         weights_B = (weights_G / jnp.maximum(counts_G, 1))[batch["group"]] * len(batch["group"])
         loss, metrics = self.base.compare(params, query_BD, document_ND, batch, weights_B, rng)
         return loss, (state, {**metrics, **self._told(state[OWN])})
@@ -176,7 +191,7 @@ def moved(
     """Returns the weights of clusters after a step, see `Clusters`; `products_GG` are those of gradients."""
     norms_G = jnp.sqrt(jnp.diagonal(products_GG))
     cosines_GG = products_GG / jnp.maximum(norms_G[:, None] * norms_G[None, :], 1e-24)
-    hard_G = jnp.where(present_G, losses_G, 0.0) ** power
+    hard_G = jnp.where(present_G, jnp.maximum(losses_G, 0.0), 0.0) ** power
     agreement_G = (hard_G[:, None] * hard_G[None, :] * cosines_GG).mean(axis=1)
     grown_G = jnp.where(present_G, weights_G**memory * jnp.exp(rate * agreement_G), 0.0)
     sum_before = jnp.where(present_G, weights_G, 0.0).sum()
@@ -190,8 +205,9 @@ class Tasks(Robust):
 
         log w_i <- log w_i + rate mean over the queries b of task i of (loss_b / reference_b),  then to sum 1
 
-    and the loss is the mean over queries, each counted as its task's new weight. A task that is not in the
-    batch has a mean of 0. The weights, learned with a small model, are for the order of a larger one's
+    and the loss is the mean over queries, each counted G times its task's new weight, which is 1 where all
+    are alike, so that a batch of one task counts by its weight too. A task that is not in the batch has a
+    mean of 0. The weights, learned with a small model, are for the order of a larger one's
     training: see `weights_of`. Without a reference the loss itself takes the ratio's place: Sagawa et al.
     (2020), "Distributionally Robust Neural Networks for Group Shifts".
 
@@ -247,8 +263,8 @@ class Tasks(Robust):
             present_G = _counts(batch, self.groups) > 0
             weights_G = jax.nn.softmax(jnp.log(own["weights"]) + self.rate * gains_G)
             own = {**_averaged(own, means_GB @ losses_B, present_G), "weights": weights_G}
-        weights_B = own["weights"][batch["group"]]
-        loss, metrics = self.base.compare(params, *vectors, batch, weights_B / weights_B.mean(), rng)
+        weights_B = self.groups * own["weights"][batch["group"]]
+        loss, metrics = self.base.compare(params, *vectors, batch, weights_B, rng)
         return loss, ({**state, OWN: own}, {**metrics, **self._told(own)})
 
     def _of_queries(self, params, query_BD, document_ND, batch, rng) -> jax.Array:

@@ -116,6 +116,12 @@ class Contrastive(WithAuxiliary):
         if isinstance(self.chunks, bool) or not isinstance(self.chunks, int) or self.chunks < 1:
             raise ValueError(f"chunks is {self.chunks!r}; allowed: an integer of at least 1")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss reads of a batch beside its pairs: the arrays that the objective names, such as
+        "teacher" and "target", "negatives" that queries list, and "group" in a Task that weighs groups."""
+        return frozenset((*self.arrays, "negatives"))
+
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
         params, state = variables.split(self.model.init(rng, queries(batch), documents(batch)))
         if self.learn_temperature:
@@ -172,7 +178,7 @@ class Contrastive(WithAuxiliary):
           query_BD: of a batch.
           document_ND: likewise.
           batch: theirs.
-          weights_B: how much each query counts, of mean 1; None for all alike.
+          weights_B: how much each query counts in the mean; None for 1 each.
           rng: a key, for an objective that draws; the one that `vectors` was given will do.
 
         Raises:

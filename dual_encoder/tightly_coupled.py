@@ -31,8 +31,8 @@ class TightlyCoupled(Derived):
     Lin et al. (2020), "Distilling Dense Representations for Ranking using Tightly-Coupled Teachers": since
     the teacher is there in every step it may score all pairs of a batch, which no table could hold. Theirs is
     trained first and then left alone: `init_from` takes a run of this Task for its teacher, with "^teacher/"
-    in the base's `frozen` and a `teacher_weight` of 0. With one above 0 it learns beside the student. The
-    student gives it no gradient.
+    in the base's `frozen` and a `teacher_weight` of 0, with which it has no dropout either. With one above 0
+    it learns beside the student. The student gives it no gradient.
 
     Parameters are those of the base, and `teacher`.
 
@@ -78,14 +78,15 @@ class TightlyCoupled(Derived):
         loss, metrics = self.base.compare(params, query_BD, document_ND, batch, rng=rng)
         temperature = self.base.current_temperature(params)
         labels_B, where_BN = arrays.given(_SEEN, batch, temperature).values()
+        learns = self.teacher_weight > 0
         teacher_BN = self.teacher.apply(
             {"params": params["teacher"]},
             queries(batch),
             documents(batch),
-            train=train,
+            train=train and learns,
             rngs=streams(jax.random.fold_in(rng, _TEACHER)),
         )
-        teacher_BN = teacher_BN / self.teacher_temperature
+        teacher_BN = (teacher_BN if learns else jax.lax.stop_gradient(teacher_BN)) / self.teacher_temperature
         apart = ranking.kl(query_BD @ document_ND.T / temperature, teacher_BN, where=where_BN)
         own_B, correct_B = cross_entropy(teacher_BN, labels_B, where_BN)
         g = self.contrastive_weight

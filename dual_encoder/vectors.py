@@ -202,6 +202,12 @@ def write(
     return missing
 
 
+def are_unit(vectors_ND: np.ndarray) -> bool:
+    """Whether vectors have length 1, but for those of empty texts, which are zero."""
+    lengths_N = np.linalg.norm(vectors_ND, axis=1)
+    return bool(((np.abs(lengths_N - 1) < 1e-2) | (lengths_N == 0)).all() and (lengths_N > 0).any())
+
+
 def differences(folder: str | Path, about: Mapping[str, Any]) -> list[str]:
     """What of `about` is otherwise in a store, each as "field is A there and B here"; [] without a store."""
     there = _read_manifest(Path(folder))

@@ -3,7 +3,7 @@
 The run has been evaluated, so that the vectors of its documents are there; queries are encoded once. For each
 rank adapters are trained, those of the epoch that is best on dev are kept, and they are measured on test
 beside the vectors as they were. --output gets adapters/rank-<R>.npz, results.json and per_query.json, which
-experiments.compare and experiments.table read.
+experiments.compare and experiments.table read; experiments.search takes a file of adapters with --adapter.
 
 Examples:
   python -m experiments.adapt --workdir=runs/mine --output=runs/mine-adapted
@@ -20,8 +20,7 @@ import numpy as np
 
 from corpora import batches
 from dual_encoder import adapter, retriever
-from dual_encoder.trained import Trained
-from dual_encoder.vectors import VectorStore
+from dual_encoder.vectors import are_unit
 from eval import measures, results, runs
 from experiments import cli, run_dirs
 from experiments.settings import deepest
@@ -80,13 +79,12 @@ def of_run(run_dir: str, output: str, all_settings: Sequence[adapter.Settings]) 
     dataset = build(config["data"], "config.data")
     print(dataset.summary(), flush=True)
     splits = {name: config["evaluation"][f"{name}_split"] for name in ("train", "dev", "test")}
-    store = VectorStore.open(retriever.vectors_folder(run_dir))
+    trained, store = retriever.load_indexed(run_dir, texts_hash=dataset.corpus_hash)
     if len(store) != len(store.ids):
         raise cli.UsageError(f"{run_dir} has several vectors a document; allowed: text.passage_stride 0")
     document_ND = store.vectors()
-    unit = bool(np.allclose(np.linalg.norm(document_ND, axis=1), 1, atol=1e-2))
+    unit = are_unit(document_ND)
     pairs = batches.training_pairs(dataset, splits["train"])
-    trained = Trained.load(run_dir, config)
     qrels = {name: dataset.split(splits[name]) for name in ("dev", "test")}
     ids = {"train": pairs.query_ids, **{name: list(of) for name, of in qrels.items()}}
     vectors = {

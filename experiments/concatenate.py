@@ -124,8 +124,7 @@ def evaluate(run_dirs_given: Sequence[str], output: Path, weight: float | None) 
         chosen = max(tried, key=tried.get)
     test = dataset.split(of.test_split)
     vectors = both.queries(_texts(dataset, of.test_split))
-    names = [Path(run).name or str(run) for run in run_dirs_given]
-    names = names if len(set(names)) == 2 and SYSTEM not in names else ["first", "second"]
+    names = _names(run_dirs_given)
     index = lexical.BM25.load(Path(run_dirs_given[0]) / "index" / "bm25")
     found = index.search(_texts(dataset, of.test_split), depth)
     test_runs = {
@@ -154,6 +153,12 @@ def evaluate(run_dirs_given: Sequence[str], output: Path, weight: float | None) 
         *(f"rank-biased overlap with bm25, {name}: {value:.3f}" for name, value in alike.items()),
     ]
     return "\n".join([f"\n{compare.caption(table)}\n\n{table.table()}\n", *lines, f"\nwritten: {output}"])
+
+
+def _names(run_dirs_given: Sequence[str]) -> list[str]:
+    """What the two runs are called in the results: as their folders, where no other system is called so."""
+    names = [Path(run).name or str(run) for run in run_dirs_given]
+    return names if len(set(names)) == 2 and not {SYSTEM, "bm25"} & set(names) else ["first", "second"]
 
 
 def _texts(dataset: Dataset, split: str) -> list[str]:

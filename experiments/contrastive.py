@@ -10,7 +10,8 @@ The fields of such a config:
     task        spec of the Task, with model and objective
     optimizer   spec of an optax transformation
     mesh        how devices are arranged and what lies where on them, see training.mesh.Layout
-    init_from   a run whose parameters are taken to begin with, see experiments.settings.InitFrom
+    init_from   a run, or a published encoder's folder, whose parameters are taken to begin with, see
+                experiments.settings.InitFrom
     schedule    see training.loop.Schedule
     evaluation  see experiments.settings.Evaluation
     paper       optional: what a paper reports, its title and numbers by system and measure, see
@@ -53,11 +54,9 @@ NEGATIVES, TEACHER = mining.NEGATIVES, batches.Teacher("teacher_positives", "tea
 TARGETS = "targets"  # vectors that those of queries are to be like, float32 [queries, D]
 
 
-def _open(
-    run_dir: str | Path, config: Mapping[str, Any], *, k: int, allow_batch_dependence: bool
-) -> Retriever:
+def _open(run_dir: str | Path, config: Mapping[str, Any], *, k: int, **options: Any) -> Retriever:
     del config, k  # it reads its own, and finds any number
-    return Retriever.load(run_dir, allow_batch_dependence=allow_batch_dependence)
+    return Retriever.load(run_dir, **options)
 
 
 class Experiment:
@@ -71,7 +70,7 @@ class Experiment:
       SpecError, UsageError, DataError: what a config names does not exist or is malformed.
     """
 
-    searching = Searching(SYSTEMS, _open)
+    searching = Searching(SYSTEMS, _open, options=("adapter",))
 
     def __init__(self, config: Mapping[str, Any], run_dir: Path):
         opening.check_fields(config, _FIELDS)
@@ -83,6 +82,7 @@ class Experiment:
         if self.evaluation.widths or self.evaluation.funnel:
             widths.check(self.evaluation, widths.of_vectors(self.task.model))
         self._batch = fill(settings.Batch, build(config["batch"], "config.batch"), "config.batch")
+        settings.check_read(self._batch, self.task.reads)
         self._training = opening.training(
             config,
             run_dir,
@@ -167,7 +167,15 @@ class Experiment:
         if hasattr(task, "sized"):
             parts = mesh.batch_parts(self._training.mesh)
             count = 0 if groups is None else int(groups.max()) + 1
-            task = task.sized(Sizes(len(self.document_tokens), parts, count))
+            sizes = Sizes(
+                len(self.document_tokens),
+                parts,
+                count,
+                one_group=self._batch.group_rows == self._batch.batch_size,
+                doc_ids=self.dataset.doc_ids,
+                document_of_row=self.document_tokens.document_of_row,
+            )
+            task = task.sized(sizes)
         return loop.train(
             task,
             self._training.optimizer,

@@ -51,6 +51,7 @@ class Evaluation(settings.Evaluation):
 
     def __post_init__(self):
         super().__post_init__()
+        settings.refuse_widths(self, "a cross-encoder has no vectors")
         for field in ("depth", "dev_depth"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")

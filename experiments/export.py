@@ -9,12 +9,18 @@ Examples:
   python -m experiments.export runs/asymmetric --out=models/queries --side=query
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from flax import linen as nn
 
 from backbones.pretrained.folder import read_config
 from dual_encoder import pretrained_export
 from dual_encoder.pretrained_folder import describe
+from dual_encoder.pretrained_pooling import Pooling
+from dual_encoder.towers import DualEncoder
 from dual_encoder.trained import Trained, task_of
 from experiments import cli, run_dirs
 from training import distributed
@@ -41,7 +47,8 @@ def main() -> None:
         distributed.start()
         run_dir = runs.values[0]
         config = run_dirs.load_config(run_dir)
-        chosen = _side(config, side.value)
+        model = task_of(config).model
+        chosen = _side(model, side.value)
         source, spec = _source(config["task"], chosen)
         trained = Trained.load(run_dir, config)
         state = [name for name in trained.variables if name != "params"]
@@ -53,8 +60,8 @@ def main() -> None:
         params = trained.variables["params"]
         pretrained_export.save(
             out.value,
-            getattr(task_of(config).model, chosen),
-            params.get(chosen, params["query"]),
+            getattr(model, chosen),
+            _parameters(model, chosen, params),
             config=source if spec.get("causal") is None else {**source, "is_causal": spec["causal"]},
             tokenizer=trained.tokenizer,
             text=trained.text,
@@ -64,12 +71,44 @@ def main() -> None:
     command.run(export)
 
 
-def _side(config: Mapping[str, Any], given: str | None) -> str:
-    model = task_of(config).model
-    shared = model.query.encoder is model.document.encoder and model.query.head is model.document.head
+def _side(model: DualEncoder, given: str | None) -> str:
+    query, document = model.query, model.document
+    shared = (
+        query.encoder is document.encoder
+        and query.head is document.head
+        and _pooling(query.pooler) == _pooling(document.pooler)
+        and (query.normalize, query.unpooled) == (document.normalize, document.unpooled)
+    )
     if given is None and not shared:
         raise cli.UsageError(f"--side is not given, and the run has two towers; allowed: {', '.join(_SIDES)}")
     return given or "query"
+
+
+def _pooling(pooler: Any) -> Any:
+    """What is equal for two poolers that pool alike, but for the prompts that they skip."""
+    if isinstance(pooler, Pooling):
+        return pooler.modes
+    if isinstance(pooler, functools.partial) and not pooler.args and not pooler.keywords:
+        return pooler.func  # as a config names a function
+    return id(pooler) if isinstance(pooler, nn.Module) else pooler  # equal modules have other parameters
+
+
+def _parameters(model: DualEncoder, side: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a tower's parameters; where modules are shared, they stand with the query's alone."""
+    return _with_shared(getattr(model, side), model.query, params.get(side, {}), params["query"])
+
+
+def _with_shared(
+    module: nn.Module, query: nn.Module, own: Mapping[str, Any], queries: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    if module is query and not own:
+        return queries
+    found = dict(own)
+    for field in dataclasses.fields(module):
+        part, other = getattr(module, field.name), getattr(query, field.name, None)
+        if isinstance(part, nn.Module) and isinstance(other, nn.Module) and field.name in queries:
+            found[field.name] = _with_shared(part, other, own.get(field.name, {}), queries[field.name])
+    return found
 
 
 def _source(task: Mapping[str, Any], side: str) -> tuple[dict[str, Any], Mapping[str, Any]]:

@@ -111,6 +111,7 @@ class Evaluation(settings.Evaluation):
 
     def __post_init__(self):
         super().__post_init__()
+        settings.refuse_widths(self, "docids are not cut")
         for field, least in (("beams", 1), ("results", 1), ("batch_size", 1), ("dev_queries", 0)):
             _check_least(self, field, least)
         if not 0 <= self.length_penalty < float("inf"):

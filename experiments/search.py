@@ -5,8 +5,10 @@ Examples:
   python -m experiments.search --workdir=runs/quickstart
   python -m experiments.search --workdir=runs/quickstart --query="merge two dicts" --k=3 --json
   python -m experiments.search --workdir=runs/gr --query="what causes gout" --beams=20 --without=removed.txt
+  python -m experiments.search --workdir=runs/mine --adapter=runs/mine-adapted/adapters/rank-16.npz
 
-A generative retriever spells the ids of documents; --only and --without say which it may find.
+A generative retriever spells the ids of documents; --only and --without say which it may find. --adapter is a
+file of experiments.adapt, trained on the vectors of this dual encoder.
 """
 
 import contextlib
@@ -51,6 +53,7 @@ def main() -> None:
         "only", None, "A file of doc ids, one a line: a generative retriever finds no other."
     )
     without = command.string("without", None, "A file of doc ids that a generative retriever never finds.")
+    adapter = command.string("adapter", None, "A file of experiments.adapt, of the vectors of this run.")
 
     def search() -> None:
         config = run_dirs.load_config(workdir.value)  # names what is missing before anything heavy is loaded
@@ -58,10 +61,13 @@ def main() -> None:
         ranks = of.systems[0] if system.value is None else system.value
         if ranks not in of.systems:
             raise UsageError(f"--system is {ranks!r}; {workdir.value} has {', '.join(of.systems)}")
-        given = {flag.name: flag.value for flag in (beams, only, without) if flag.value is not None}
+        given = {flag.name: flag.value for flag in (beams, only, without, adapter) if flag.value is not None}
         for name in given:
             if name not in of.options:
-                raise UsageError(f"--{name} is for generative retrievers; {workdir.value} is none")
+                family = "dual encoders" if name == "adapter" else "generative retrievers"
+                raise UsageError(f"--{name} is for {family}; {workdir.value} is none")
+        if "adapter" in given and ranks == "bm25":
+            raise UsageError("--adapter is given with --system=bm25, which has no vectors")
         retriever = of.load(workdir.value, config, k=k.value, allow_batch_dependence=allow.value, **given)
         for text in _ask() if query.value is None else [query.value]:
             show(retriever, text, k.value, ranks, as_json=as_json.value)

@@ -1,8 +1,8 @@
-"""The fields `batch` and `evaluation` of a retrieval experiment's config, checked where they enter."""
+"""Fields of a retrieval experiment's config, `batch`, `init_from`, `evaluation`, checked where they enter."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from corpora.batches import Pairs
 from dual_encoder.negative_filters import Mined
 from dual_encoder.retriever import FUSION_DEPTH
 from eval import measures
+from experiments.cli import UsageError
 from index import funnel as funnels
 from index import lexical
 from training.build import build, check_arguments, fill
@@ -83,7 +84,7 @@ class Batch:
                 f"{'not ' if self.negatives is None else ''}given; hard negatives need both"
             )
         for field in ("negatives", "refresh"):
-            count = getattr(getattr(self, field), "keywords", {}).get("count", 0)
+            count = getattr(getattr(self, field), "keywords", {}).get("count", self.negatives_per_query)
             if getattr(self, field) is not None and count < self.negatives_per_query:
                 raise ValueError(
                     f"{field}.count is {count}; it must be at least negatives_per_query, "
@@ -115,6 +116,34 @@ class Batch:
             )
         if self.refresh is not None and self.negatives is None:
             raise ValueError("refresh is given and negatives is not; the first steps need some too")
+
+
+def check_read(batch: Batch, reads: Collection[str]) -> None:
+    """Raises UsageError where a field would be computed and nobody reads it.
+
+    Args:
+      batch: the field `batch` of a config.
+      reads: of the Task, see dual_encoder.task.Contrastive.
+    """
+    naming = "an objective of config.task that names {}, such as dual_encoder.objectives.{}"
+    for field, name, read, reader in (
+        ("negatives", "negatives", False, "a config.task that compares queries with listed documents"),
+        (
+            "teacher",
+            "teacher",
+            batch.margin_bins,
+            naming.format("teacher", "distillation.distilled") + ", or margin_bins",
+        ),
+        ("targets", "target", False, naming.format("target", "imitation.imitated")),
+        (
+            "groups",
+            "group",
+            batch.group_rows,
+            "group_rows, or a config.task that reads groups, such as dual_encoder.robust.Tasks",
+        ),
+    ):
+        if getattr(batch, field) is not None and not read and name not in reads:
+            raise UsageError(f"config.batch.{field} is given and nothing reads it; it needs {reader}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +266,14 @@ def evaluation(spec: Mapping[str, Any], where: str, kind: type[Evaluation] = Eva
     if isinstance(fields, Mapping) and "bm25_grid" in fields:
         fields = {**fields, "bm25_grid": fill(Bm25Grid, fields["bm25_grid"], f"{where}.bm25_grid")}
     return fill(kind, fields, where)
+
+
+def refuse_widths(evaluation: Evaluation, searched: str) -> None:
+    """Raises ValueError where cut vectors are to be searched, and there are none."""
+    if evaluation.widths or evaluation.funnel:
+        raise ValueError(
+            f"widths is {evaluation.widths} and funnel {evaluation.funnel}; allowed: (), for {searched}"
+        )
 
 
 def deepest(names: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dual_encoder import task as tasks
 from dual_encoder.towers import DualEncoder
+from dual_encoder.vectors import are_unit
 from eval import bootstrap, plots
 from experiments.cli import UsageError
 from experiments.settings import Evaluation
@@ -34,7 +35,7 @@ def systems(settings: Evaluation, vectors_ND: np.ndarray) -> dict[str, Search]:
     if not (settings.widths or stages):
         return {}
     check(settings, vectors_ND.shape[1])
-    unit = bool(np.allclose(np.linalg.norm(vectors_ND, axis=1), 1, atol=1e-2))
+    unit = are_unit(vectors_ND)
     found = {f"dual_encoder@{width}": _at_width(vectors_ND, width, unit) for width in settings.widths}
     if stages:
         index = funnel.build(vectors_ND, stages, unit=unit)

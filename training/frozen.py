@@ -16,8 +16,15 @@ from training.paths import check_patterns, map_with_path
 
 
 def of(task: Any) -> tuple[str, ...]:
-    """Returns the expressions of a Task; none where it says nothing."""
-    return tuple(getattr(task, "frozen", ()))
+    """Returns the expressions of a Task; none where it says nothing.
+
+    Raises:
+      ValueError: they are one string, whose letters would be found everywhere.
+    """
+    patterns = getattr(task, "frozen", ())
+    if isinstance(patterns, str):
+        raise ValueError(f"frozen is {patterns!r}; allowed: a sequence of expressions, ({patterns!r},)")
+    return tuple(patterns)
 
 
 def stopped(params: Any, patterns: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ their digests.
 """
 
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,9 +80,12 @@ class Tables:
 def save(file: Path, array: np.ndarray) -> None:
     """Writes a table whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("partial.npy")
-    np.save(partial, array)
-    partial.replace(file)
+    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.npy")  # others may write the same table
+    try:
+        np.save(partial, array)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(file: Path) -> np.ndarray:

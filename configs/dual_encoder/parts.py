@@ -159,4 +159,6 @@ def evaluation(analyzers: dict, k1: tuple, b: tuple, title_weight: tuple, plain:
         bm25_plain=dict(k1=1.5, b=0.75, analyzer=analyzers[plain]),
         bm25_grid=dict(k1=k1, b=b, title_weight=title_weight, analyzers=analyzers),
         drop_same_id=False,
+        widths=(),
+        funnel=(),
     )

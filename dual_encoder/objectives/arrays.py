@@ -13,7 +13,7 @@ arrays an objective names those that it needs:
     relevant     bool [B, N], the known positives of a query, its own included
     temperature  [], what scores are divided by
     bias         [], what is added to scores; a Task learns it
-    weights      float32 [B], how much each query counts, of mean 1
+    weights      float32 [B], how much each query counts in the mean, 1 where all are alike
     teacher      float32 [B, 1 + H], a teacher's score of each listed document, NaN where there is none; the
                  field `batch.teacher` of a config says whose
     target       float32 [B, D], a vector that each query's is to be like; the field `batch.targets` of a

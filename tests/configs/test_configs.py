@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 from configs.dual_encoder.recipe import RECIPES
 from corpora.tokens import TextSettings
 from dual_encoder.task import SMALLEST_BATCH
+from experiments.cli import UsageError
+from experiments.settings import Batch, check_read
 from training.build import SpecError, build, check_arguments, fill, locate
 from training.loop import Schedule
 from training.mesh import Layout
@@ -67,6 +70,7 @@ def test_builds(name, argument):
     arguments = {key: value for key, value in config["data"].items() if key != "name"}
     check_arguments(locate(config["data"]["name"]), arguments, "data")
     check_named(config["tokenizer"])
+    check_read(types.SimpleNamespace(**{**vars(Batch(1)), **config["batch"]}), task.reads)
     for name in ("pairs", "negatives", "teacher", "targets"):
         check_named(config["batch"].get(name))
     for spec in config["evaluation"]["bm25_grid"]["analyzers"].values():
@@ -82,6 +86,12 @@ def check_named(spec):
         spec = list(spec.values())
     for part in spec if isinstance(spec, (list, tuple)) else ():
         check_named(part)
+
+
+def test_negatives_that_a_recipe_does_not_read_are_refused(tmp_path):
+    config = load("recipe", "folder=x,recipe=dynamic,run=y,negatives=2,batch=8").to_dict()
+    with pytest.raises(UsageError, match=r"config.batch.negatives is given and nothing reads it"):
+        locate(config["family"])(config, tmp_path)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

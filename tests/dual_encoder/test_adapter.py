@@ -1,9 +1,13 @@
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from corpora.tables import DataError
 from dual_encoder import adapter
 from dual_encoder.adapter import Settings
+from dual_encoder.retriever import Retriever
 
 RNG = np.random.default_rng(0)
 
@@ -32,8 +36,44 @@ def test_the_change_is_a_low_rank_residual():
         adapter.adapted(adapters, "query", x, unit=True), unit(expected), rtol=2e-5, atol=1e-5
     )
     np.testing.assert_array_equal(adapter.adapted(adapters, "document", x, unit=False), x)
-    again = adapter.of_arrays(adapter.arrays(adapters))
-    np.testing.assert_array_equal(again["query"]["b"], b)
+
+
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_a_saved_adapter_is_searched_with(side, tmp_path):
+    """A turn of the plane by a quarter, as e + (turn - 1) e, of either side."""
+    turn = np.array([[0, -1], [1, 0]], np.float32)
+    file = tmp_path / "rank-2.npz"
+    np.savez(file, **adapter.arrays({side: {"a": jnp.asarray(turn - np.eye(2)), "b": jnp.eye(2)}}))
+    documents = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
+    read = lambda rows: [(str(row), "", "") for row in rows]
+    words = types.SimpleNamespace(encode=lambda texts, length: [[1]])
+    found = Retriever(
+        types.SimpleNamespace(documents=types.SimpleNamespace(read=read)),
+        types.SimpleNamespace(tokenizer=words, queries=lambda texts: (documents[:1], None)),
+        types.SimpleNamespace(vectors=lambda: documents, text_of_row=np.arange(4, dtype=np.int32)),
+        None,
+        0.5,
+        adapter.load(file, 2),
+    ).search("x", 1, "dual_encoder")
+    assert [hit.doc_id for hit in found] == ["1" if side == "query" else "3"]
+    assert found[0].score == pytest.approx(1)
+
+
+def test_a_file_of_no_adapters_is_named(tmp_path):
+    file = tmp_path / "a.npz"
+    with pytest.raises(DataError, match=r"a.npz is no file of adapters: .*No such file"):
+        adapter.load(file, 2)
+    for saved, message in (
+        (adapter.arrays(adapter.init(Settings(rank=1), 3)), "no adapters of vectors of 2 numbers"),
+        ({"x": np.ones(2)}, "no adapters of vectors of 2 numbers; it has none"),
+        ({"query/a": np.ones((2, 1))}, "is no file of adapters"),
+    ):
+        np.savez(file, **saved)
+        with pytest.raises(DataError, match=message):
+            adapter.load(file, 2)
+    file.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match="is no file of adapters"):
+        adapter.load(file, 2)
 
 
 def test_losses_by_hand():

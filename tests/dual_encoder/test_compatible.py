@@ -75,6 +75,8 @@ class Store:
     manifest = {"width": 4}  # noqa: RUF012
     text_of_row = np.array([0, 0, 1, 2, 3, 4], np.int32)
 
+    ids = tuple("abcde")
+
     def vectors(self):
         return np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
 
@@ -84,8 +86,9 @@ class Store:
 
 def test_documents_are_pulled_to_what_the_index_has(monkeypatch):
     monkeypatch.setattr(compatible.VectorStore, "open", lambda folder: Store())
-    of = task(previous="run", share=0.25).sized(Sizes(6, 4, 3))
-    shapes, state = jax.eval_shape(of.init, jax.random.key(0), batch())
+    corpus = dict(doc_ids=Store.ids, document_of_row=Store.text_of_row)
+    of = task(previous="run", share=0.25).sized(Sizes(6, 4, 3, **corpus))
+    shaped = shapes, state = jax.eval_shape(of.init, jax.random.key(0), batch())
     rng = np.random.default_rng(2)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
     assert state[OWN]["vectors"].shape == (8, 4)  # a multiple of the devices
@@ -107,6 +110,15 @@ def test_documents_are_pulled_to_what_the_index_has(monkeypatch):
     fewer = task(previous="run").sized(Sizes(5, 1, 3))
     with pytest.raises(SpecError, match="6 vectors of 4; allowed: 5 of 4"):
         fewer.begin(*jax.eval_shape(fewer.init, jax.random.key(0), batch()), None)
+    for field, other, what in (
+        ("doc_ids", list("abcdf"), "documents"),
+        ("document_of_row", np.array([0, 1, 1, 2, 3, 4]), "passages of its documents"),
+    ):
+        others = task(previous="run").sized(Sizes(6, 4, 3, **{**corpus, field: other}))
+        with pytest.raises(
+            SpecError, match=f"previous is run, whose index has other {what} than config.data"
+        ):
+            others.begin(*shaped, None)
     with pytest.raises(ValueError, match="classes is 3; allowed: 4 or more"):
         fewer.sized(Sizes(6, 1, 4))
 

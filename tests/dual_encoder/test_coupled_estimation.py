@@ -13,6 +13,7 @@ from dual_encoder import coupled_estimation
 from dual_encoder import task as tasks
 from dual_encoder.coupled_estimation import SELECTION, CoupledEstimation, weighted_pairs
 from dual_encoder.task import Contrastive
+from eval import on_device
 from training.build import build
 
 TOPICS, ABOUT, LISTED = 16, 4, 2
@@ -137,6 +138,14 @@ def test_only_the_model_of_relevance_is_evaluated():
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         task(**fields)
+
+
+def test_measures_that_would_not_be_made_are_refused_and_only_what_is_read_is_named():
+    measured = Contrastive(model(), measures={"mrr": on_device.mrr})
+    with pytest.raises(ValueError, match="contrastive_weight 0: base has measures mrr; allowed: none"):
+        CoupledEstimation(measured)
+    assert CoupledEstimation(measured, contrastive_weight=0.5).reads == measured.reads
+    assert task().reads == {"negatives"}
 
 
 def test_queries_without_listed_negatives_are_refused():

@@ -10,6 +10,7 @@ import pytest
 from dual_encoder.derived import OWN, Sizes
 from dual_encoder.dynamic import _NO_DOCUMENT, Dynamic, pairwise, search
 from dual_encoder.task import Contrastive
+from eval import on_device
 from index import exact
 from training import mesh as meshes
 from training import rules
@@ -161,6 +162,8 @@ def test_towers_that_share_parameters_are_refused_and_so_are_bad_numbers():
         task(negatives=0)
     with pytest.raises(ValueError, match="dynamic: base has chunks 2"):
         Dynamic(Contrastive(build(SEPARATE), chunks=2))
+    with pytest.raises(ValueError, match="dynamic: base has measures mrr; allowed: none"):
+        Dynamic(Contrastive(build(SEPARATE), measures={"mrr": on_device.mrr}))
 
 
 def test_a_best_checkpoint_holds_no_vectors():

@@ -123,7 +123,7 @@ def test_what_cannot_be_adapted_is_refused():
     of = task(lora=Lora(KERNELS, rank=9))
     with pytest.raises(ValueError, match="rank 9"):
         jax.eval_shape(of.init, jax.random.key(0), SMALLEST_BATCH)
-    with pytest.raises(ValueError, match="kernels is empty"):
+    with pytest.raises(ValueError, match=r"kernels is \(\); allowed"):
         Lora(())
     start = Start(task(frozen=("nowhere",)), optax.sgd(0.1), Layout().mesh(), Layout())
     with pytest.raises(SpecError, match="frozen: 'nowhere' is found in no parameter"):

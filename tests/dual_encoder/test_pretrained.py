@@ -228,6 +228,9 @@ def test_what_a_folder_cannot_say_is_refused(tmp_path):
     other = tower.clone(pooler=lambda encoded: encoded.last[:, 0])
     with pytest.raises(PretrainedError, match=r"the pooler is .*; allowed: cls, max, mean"):
         pretrained_export.save(tmp_path / "o", other, params, config=config, tokenizer=words, text=settings)
+    other = tower.clone(unpooled=(3, 0))
+    with pytest.raises(PretrainedError, match=r"unpooled is \(3, 0\); allowed: \(0, 0\)"):
+        pretrained_export.save(tmp_path / "o", other, params, config=config, tokenizer=words, text=settings)
     assert not (tmp_path / "o").exists()
 
 

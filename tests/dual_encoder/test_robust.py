@@ -90,7 +90,7 @@ def test_weights_of_clusters_follow_their_losses_and_gradients():
             losses[g], found = of_group(train.params, arrays, (arrays["group"] == g).astype(np.float32))
             flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
             gradients[g] = flat / np.linalg.norm(flat)
-        expected = sum(weights[g] * losses[g] for g in there) / sum(weights[g] for g in there)
+        expected = np.mean([GROUPS * weights[g] / weights.sum() * losses[g] for g in there])
         train, metrics = step(train, arrays, jax.random.key(1))
         assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
         assert float(metrics["group/1/weight"]) == pytest.approx(weights[1], rel=1e-4)  # before the step
@@ -130,7 +130,7 @@ def test_weights_of_tasks_follow_their_losses_relative_to_a_reference(reference,
         weights = np.exp(log_weights) / np.exp(log_weights).sum()
         of_query = weights[arrays["group"]]
         train, metrics = step(train, arrays, jax.random.key(1))
-        assert float(metrics["loss"]) == pytest.approx((losses * of_query).sum() / of_query.sum(), rel=1e-5)
+        assert float(metrics["loss"]) == pytest.approx(GROUPS * (losses * of_query).mean(), rel=1e-5)
         np.testing.assert_allclose(train.state[OWN]["weights"], weights, rtol=1e-5)
         means = group_means(losses, arrays)
         for g in set(groups):
@@ -140,6 +140,24 @@ def test_weights_of_tasks_follow_their_losses_relative_to_a_reference(reference,
             assert float(metrics[f"group/{g}/weight"]) == pytest.approx(weights[g], rel=1e-5)
             assert float(metrics[f"group/{g}/loss"]) == pytest.approx(averages[g], rel=1e-4)
         assert float(metrics["group/worst"]) == pytest.approx(averages.max(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [robust.Tasks, robust.Clusters])
+def test_a_batch_of_one_group_counts_by_its_weight(kind):
+    arrays = batch(0, groups=[1] * 6)
+    task = of(kind)
+    params, state = task.init(jax.random.key(0), arrays)
+    loss = jax.jit(functools.partial(task.loss, train=False))
+    weights = jnp.array([0.2, 0.7, 0.1])
+    weighed = loss(params, {OWN: {**state[OWN], "weights": weights}}, arrays, jax.random.key(0))[0]
+    assert float(weighed) == pytest.approx(3 * 0.7 * np.mean(query_losses(params, arrays)), rel=1e-5)
+
+
+def test_a_loss_below_zero_moves_weights_as_zero_does():
+    before, there = jnp.array([0.5, 0.3, 0.2]), jnp.array([True, True, False])
+    move = lambda losses: robust.moved(before, jnp.array(losses), jnp.eye(3), there, 1.0, 0.25, 0.1, 0.01)
+    np.testing.assert_array_equal(move([-0.5, 2.0, 0.0]), move([0.0, 2.0, 0.0]))
+    assert np.isfinite(move([-0.5, 2.0, 0.0])).all()
 
 
 def unequal(step):
@@ -195,6 +213,8 @@ def test_weights_are_handed_on_to_the_next_run(tmp_path):
 def test_what_cannot_be_weighed_is_refused():
     with pytest.raises(SpecError, match=r"Tasks weighs groups; config.batch.groups names none"):
         robust.Tasks(base()).sized(Sizes(0, 1, 0))
+    with pytest.raises(SpecError, match=r"config.batch.group_rows is the whole batch_size; allowed: half"):
+        robust.Clusters(base()).sized(Sizes(0, 1, 3, one_group=True))
     with pytest.raises(ValueError, match=r"floor is 0.5; allowed: at most 1 / 3"):
         of(robust.Clusters, floor=0.5)
     task = of(robust.Clusters, parameters="layers_9")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,27 @@ def test_the_student_gives_the_teacher_no_gradient(computed):
     gradient = computed[-1]
     assert not any(np.any(x) for x in jax.tree.leaves(gradient["teacher"]))
     assert any(np.any(x) for x in jax.tree.leaves(gradient["model"]))
+
+
+def test_a_teacher_that_does_not_learn_has_no_dropout_and_no_gradient(task, batch):
+    trained = []
+
+    def apply(variables, queries, documents, *, train, rngs):
+        trained.append(train)
+        # The slope is infinite at 0, and even 0 times that is no number.
+        return jnp.sqrt(variables["params"]) * jnp.ones((B, B * (1 + H)))
+
+    params, state = task.base.init(jax.random.key(0), batch)
+
+    def slope(weight):
+        of = dataclasses.replace(task, teacher=types.SimpleNamespace(apply=apply), teacher_weight=weight)
+        loss = lambda teacher: of.loss(
+            {**params, "teacher": teacher}, state, batch, jax.random.key(1), train=True
+        )[0]
+        return jax.jit(jax.grad(loss))(0.0)
+
+    assert slope(0.0) == 0
+    assert trained == [False]
 
 
 @pytest.mark.parametrize(

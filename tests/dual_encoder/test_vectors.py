@@ -44,6 +44,14 @@ def files(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def test_an_empty_text_does_not_hide_that_vectors_have_length_1():
+    unit, empty = [0.6, 0.8], [0.0, 0.0]
+    assert vectors.are_unit(np.array([unit, [1.0, 0.0]]))
+    assert vectors.are_unit(np.array([unit, empty]))
+    assert not vectors.are_unit(np.array([empty]))
+    assert not vectors.are_unit(np.array([unit, empty, [1.0, 1.0]]))
+
+
 def test_by_hand(tmp_path):
     assert write(tmp_path) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == [

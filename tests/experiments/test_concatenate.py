@@ -52,6 +52,12 @@ def test_runs_of_other_passages_are_refused():
         concatenate.Concatenation([None, None], stores)
 
 
+def test_a_run_is_not_called_as_another_system():
+    assert concatenate._names(["runs/a", "b/"]) == ["a", "b"]
+    for other in ("x/a", "runs/bm25", "runs/dual_encoder"):
+        assert concatenate._names(["runs/a", other]) == ["first", "second"]
+
+
 def tables():
     rng = np.random.default_rng(0)
     own = [rng.choice(WORDS, 6) for _ in range(DOCUMENTS)]

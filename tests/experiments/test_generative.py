@@ -182,6 +182,8 @@ def test_what_search_refuses(run_dir, program, tmp_path):
     for family, arguments, message in (
         ("language", [], "the run is of experiments.language.Experiment, which finds nothing; allowed"),
         ("contrastive", ["--beams=2"], "--beams is for generative retrievers; "),
+        ("generative", ["--adapter=x"], "--adapter is for dual encoders; "),
+        ("contrastive", ["--adapter=x", "--system=bm25"], "--adapter is given with --system=bm25"),
     ):
         other = tmp_path / family
         other.mkdir()

@@ -1,16 +1,22 @@
 """A published encoder's folder: evaluated as it is, fine-tuned, written back, and given to others."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import pretrained as pretrained_config
 from configs.dual_encoder import finetune
 from corpora import pretrained_tokenizer
 from corpora import tokenizer as tokenizers
+from dual_encoder import poolers, towers
+from dual_encoder.pretrained_pooling import Pooling
+from dual_encoder.task import documents, queries, smallest_batch
 from dual_encoder.trained import Trained
 from experiments import adapters, export, run_dirs
 from experiments.cli import UsageError
@@ -108,6 +114,42 @@ def test_a_run_is_written_as_a_folder(run, tmp_path, monkeypatch, capsys):
 def test_an_encoder_from_nowhere_cannot_be_written():
     with pytest.raises(UsageError, match="the run's encoder came from no folder"):
         export._source({"model": {"name": "dual_encoder.towers.tied"}}, "query")
+
+
+def _tower(model, **fields):
+    spec = dict(name="dual_encoder.pretrained.tower", path=str(model), pooling="mean")
+    return build(spec).clone(head=nn.Dense(4), **fields)
+
+
+@pytest.mark.parametrize("share", ["separate", "shared_encoder", "shared_embedding"])
+def test_a_side_has_the_parameters_that_it_shares(model, share):
+    both = getattr(towers, share)(_tower(model), _tower(model))
+    batch = smallest_batch(both)
+    init = lambda of, *given: of.init(jax.random.key(0), *given)["params"]
+    params = jax.eval_shape(lambda: init(both, queries(batch), documents(batch)))
+    assert ("encoder" in params["document"]) == (share != "shared_encoder")
+    for side in ("query", "document"):
+        expected = jax.eval_shape(lambda: init(getattr(both, side), documents(batch)))  # noqa: B023
+        found = export._parameters(both, side, params)
+        assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, expected)
+    ours, theirs = (export._parameters(both, side, params) for side in ("document", "query"))
+    table = lambda of: of["encoder"]["embed"]["table"]
+    assert (table(ours) is table(theirs)) == (share != "separate")
+    assert ours["head"]["kernel"] is params["document"]["head"]["kernel"]
+    with pytest.raises(UsageError, match="--side is not given, and the run has two towers"):
+        export._side(both, None)
+
+
+def test_towers_that_differ_in_their_prompts_alone_are_one(model):
+    tower = _tower(model)
+    with_ = lambda **fields: towers.separate(tower, tower.clone(**fields))
+    assert export._side(with_(pooler=Pooling(("mean",), skip=3)), None) == "query"
+    mean = functools.partial(poolers.mean)  # as a config names it
+    assert export._side(towers.separate(tower.clone(pooler=mean), tower.clone(pooler=poolers.mean)), None)
+    for fields in (dict(pooler=Pooling(("cls",))), dict(normalize=False), dict(unpooled=(0, 2))):
+        with pytest.raises(UsageError, match="--side is not given"):
+            export._side(with_(**fields), None)
+        assert export._side(with_(**fields), "document") == "document"
 
 
 def test_the_config_to_fine_tune_one(model):

@@ -40,6 +40,21 @@ def config():
             },
             "config.batch: negatives.count is 2; it must be at least negatives_per_query, 3",
         ),
+        (
+            "batch.teacher",
+            {"name": "dual_encoder.scorers.bm25"},
+            "config.batch.teacher is given and nothing reads it; it needs an objective .* names teacher",
+        ),
+        (
+            "batch.targets",
+            {"name": "dual_encoder.targets.queries", "run": "/nowhere"},
+            "config.batch.targets is given and nothing reads it; it needs an objective .* names target",
+        ),
+        (
+            "batch.groups",
+            {"name": "dual_encoder.topics.collections"},
+            "config.batch.groups is given and nothing reads it; it needs group_rows, or a config.task",
+        ),
         ("batch.group_weights", (1.0,), "config.batch: group_weights is given and group_rows is 0"),
         ("batch.margin_bins", 5, "config.batch: margin_bins is 5; allowed: 0, or with negatives"),
         ("batch.length_window", -1, "config.batch: length_window is -1; it must be at least 0"),

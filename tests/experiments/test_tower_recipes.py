@@ -1,5 +1,8 @@
 """The recipes of towers, poolings and heads train, are evaluated and encode, on a small collection."""
 
+import json
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from configs.dual_encoder import recipe
 from configs.dual_encoder.recipes import small
 from corpora import beir
 from corpora.tables import Document, Judgement, Query, Tables
-from dual_encoder import adapter
+from dual_encoder import adapter, towers
+from dual_encoder.attention_poolers import AllLayers
 from dual_encoder.trained import Trained
 from eval import results
 from experiments import adapt, compatibility, layer_grid, run_dirs
@@ -119,6 +123,18 @@ def test_layers_by_widths(folder, base):
     own = results.read(folder / "small").means["dual_encoder"]["ndcg@10"]
     assert found["grid"][1]["values"][1] == pytest.approx(own)
     assert layer_grid.lines(found)[-1].startswith("| 2 ")
+    assert json.loads((folder / "small" / "layers.json").read_text()) == found
+
+
+def test_the_shallower_tower_says_how_many_layers():
+    tower = lambda layers, pooler=None: types.SimpleNamespace(
+        encoder=types.SimpleNamespace(num_layers=layers), pooler=pooler
+    )
+    assert layer_grid._layers("run", towers.separate(tower(2), tower(3))) == 2
+    with pytest.raises(ValueError, match="run: its encoder has no layers"):
+        layer_grid._layers("run", towers.separate(tower(2), tower(0)))
+    with pytest.raises(ValueError, match="run: its pooler is AllLayers; allowed"):
+        layer_grid._layers("run", towers.separate(tower(2), tower(2, AllLayers(latents=1, heads=1))))
 
 
 def test_a_run_to_begin_with_is_asked_for():

@@ -36,6 +36,14 @@ def test_a_width_searches_what_is_cut_and_scales_it_where_all_have_length_1(leng
     np.testing.assert_array_equal(found[widths.FUNNEL](query_QD, 4)[1], whole)  # the first stage keeps all
 
 
+def test_an_empty_document_does_not_change_how_others_are_cut():
+    document_ND = np.array([[0.6, 0, 0.8], [0.48, 0.64, 0.6], [0, 0, 0]], np.float32)
+    found = widths.systems(types.SimpleNamespace(widths=(2,), funnel=()), document_ND)
+    scores, rows = found["dual_encoder@2"](np.array([[1, 0, 0]], np.float32), 3)
+    np.testing.assert_array_equal(rows, [[0, 1, 2]])
+    np.testing.assert_allclose(scores, [[1, 0.6, 0]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

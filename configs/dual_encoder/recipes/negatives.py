@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from configs.arguments import needed_run
 from configs.dual_encoder import parts
 
 COUNT = 30  # negatives of a query, of which each step draws one
@@ -27,22 +28,24 @@ def bm25_skip(config: ml_collections.ConfigDict, given: Any) -> None:
 
 def mined(config: ml_collections.ConfigDict, given: Any) -> None:
     """Static negatives of the dual encoder of `run`, without its parameters."""
-    _listed(config, given, dict(name="dual_encoder.negatives.mined", run=given.run, count=COUNT))
+    _listed(config, given, dict(name="dual_encoder.negatives.mined", run=needed_run(given), count=COUNT))
 
 
 def positive_aware(config: ml_collections.ConfigDict, given: Any) -> None:
     """As `mined`, without what `run` scores above 0.95 of the positive's score (Moreira et al., 2024)."""
-    scorer = dict(name="dual_encoder.scorers.trained", run=given.run)
+    scorer = dict(name="dual_encoder.scorers.trained", run=needed_run(given))
     near = dict(name="dual_encoder.negative_filters.near_positive", scorer=scorer, share=0.95)
-    mined = dict(name="dual_encoder.negatives.mined", run=given.run, count=COUNT, depth=100, filters=[near])
+    mined = dict(
+        name="dual_encoder.negatives.mined", run=needed_run(given), count=COUNT, depth=100, filters=[near]
+    )
     _listed(config, given, mined)
 
 
 def star(config: ml_collections.ConfigDict, given: Any) -> None:
     """Static negatives of `run`, whose parameters are gone on with, beside those in the batch (after Zhan et
     al., 2021, STAR)."""
-    _listed(config, given, dict(name="dual_encoder.negatives.mined", run=given.run, count=200))
-    config.init_from.run = given.run
+    _listed(config, given, dict(name="dual_encoder.negatives.mined", run=needed_run(given), count=200))
+    config.init_from.run = needed_run(given)
 
 
 def refreshed(config: ml_collections.ConfigDict, given: Any) -> None:
@@ -55,7 +58,7 @@ def refreshed(config: ml_collections.ConfigDict, given: Any) -> None:
 
 def unified(config: ml_collections.ConfigDict, given: Any) -> None:
     """BM25's negatives and those of `run` together (Tang et al., 2022, DPTDR)."""
-    of_run = dict(name="dual_encoder.negatives.mined", run=given.run, count=COUNT)
+    of_run = dict(name="dual_encoder.negatives.mined", run=needed_run(given), count=COUNT)
     _listed(
         config, given, dict(name="dual_encoder.negatives.union", count=2 * COUNT, sources=[_bm25(), of_run])
     )
@@ -65,7 +68,7 @@ def dynamic(config: ml_collections.ConfigDict, given: Any) -> None:
     """ADORE: the documents of `run` frozen, its query tower trained on what it finds in the whole corpus
     (Zhan et al., 2021)."""
     separated(config)
-    config.init_from.run = given.run
+    config.init_from.run = needed_run(given)
     base = config.task.to_dict() | dict(measures={})
     config.task = dict(name="dual_encoder.dynamic.Dynamic", base=base, negatives=200, cut=200)
     config.batch.batch_size = min(given.batch, 128)

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from configs.arguments import needed_run
 from configs.dual_encoder.recipes.negatives import bm25
 
 OBJECTIVES = "dual_encoder.objectives"
@@ -70,7 +71,7 @@ def pair_second(config: ml_collections.ConfigDict, given: Any) -> None:
     """The second stage of `pair`, from the run of the first: InfoNCE from queries to documents alone."""
     _list_negatives(config, given)
     _objective(config, "softmax.info_nce")
-    config.init_from.run = given.run
+    config.init_from.run = needed_run(given)
 
 
 def improved(config: ml_collections.ConfigDict, given: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from configs.arguments import needed_run
 from configs.dual_encoder.recipes import teachers
 
 CLUSTERS = 50  # of queries, before those that are too small for a batch are merged
@@ -19,7 +20,7 @@ def topics(config: ml_collections.ConfigDict, given: Any) -> None:
 
 def topics_of_run(config: ml_collections.ConfigDict, given: Any) -> None:
     """One topic a batch: k-means over the queries' vectors of `run` (Hofstätter et al., 2021, TAS)."""
-    _grouped(config, dict(name="dual_encoder.topics.trained", run=given.run), given.batch)
+    _grouped(config, dict(name="dual_encoder.topics.trained", run=needed_run(given)), given.batch)
 
 
 def tas_balanced(config: ml_collections.ConfigDict, given: Any) -> None:
@@ -50,13 +51,13 @@ def tdro(config: ml_collections.ConfigDict, given: Any) -> None:
     _joined(config, given)
     config.batch.groups = dict(name="dual_encoder.topics.collections")
     config.task = dict(
-        name="dual_encoder.robust.Tasks", base=config.task.to_dict(), rate=0.02, reference=given.run
+        name="dual_encoder.robust.Tasks", base=config.task.to_dict(), rate=0.02, reference=needed_run(given)
     )
 
 
 def tdro_weighted(config: ml_collections.ConfigDict, given: Any) -> None:
     """As `task_batches`, with the weights that the `tdro` of `run` came to."""
-    weights = dict(name="dual_encoder.robust.weights_of", run=given.run, top=1.0)
+    weights = dict(name="dual_encoder.robust.weights_of", run=needed_run(given), top=1.0)
     _one_collection(config, given, weights)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from configs.arguments import needed_run
 from configs.dual_encoder import beir_folder, parts
 from configs.dual_encoder.recipes import small
 from configs.dual_encoder.recipes.negatives import STEMS, separated
@@ -31,7 +32,7 @@ def cross_encoder_margin_mse(config: ml_collections.ConfigDict, given: Any) -> N
 
 def dual_encoder_kl(config: ml_collections.ConfigDict, given: Any) -> None:
     """KL to the dual encoder of `run`, at a temperature of 0.05, over listed documents, with InfoNCE."""
-    teacher = dict(name="dual_encoder.scorers.trained", run=given.run)
+    teacher = dict(name="dual_encoder.scorers.trained", run=needed_run(given))
     loss = dict(name="training.ranking.kl", temperature=0.05)
     _taught(config, given, teacher, loss, contrastive_weight=0.1)
 
@@ -70,8 +71,9 @@ def query_distillation(config: ml_collections.ConfigDict, given: Any) -> None:
     shared = [
         (path, [copy for copy in copies if "document" in copy]) for path, copies in config.init_from.rules
     ]
-    config.init_from.rules = (*shared, ("^model/query/", None))
-    config.batch.targets = dict(name="dual_encoder.targets.queries", run=given.run)
+    others = [] if any(path == "^model/query/" for path, _ in shared) else [("^model/query/", None)]
+    config.init_from.rules = (*shared, *others)
+    config.batch.targets = dict(name="dual_encoder.targets.queries", run=needed_run(given))
     config.task.objective = dict(
         name="dual_encoder.objectives.imitation.imitated", mse_weight=1.0, cosine_weight=1.0
     )
@@ -82,7 +84,7 @@ def softqe(config: ml_collections.ConfigDict, given: Any) -> None:
     """The query tower of `run` learns the vectors of expanded queries, with InfoNCE, beside its frozen
     documents; name the file as `--config.batch.targets.expansions` (Pimpalkhute et al., 2024, SoftQE)."""
     _of_teacher(config, given)
-    config.batch.targets = dict(name="dual_encoder.targets.expanded", run=given.run, expansions="")
+    config.batch.targets = dict(name="dual_encoder.targets.expanded", run=needed_run(given), expansions="")
     config.task.objective = dict(
         name="dual_encoder.objectives.imitation.imitated", mse_weight=1.0, contrastive_weight=1.0
     )
@@ -113,13 +115,13 @@ def tightly_coupled(config: ml_collections.ConfigDict, given: Any) -> None:
 def _of_teacher(config: ml_collections.ConfigDict, given: Any) -> None:
     """Begins with the towers of `run`, each by itself, and leaves the document tower as it is."""
     separated(config)
-    config.init_from.run = given.run
-    config.tokenizer = dict(name="corpora.tokenizer.load", path=f"{given.run}/tokenizer.json")
+    config.init_from.run = needed_run(given)
+    config.tokenizer = dict(name="corpora.tokenizer.load", path=f"{needed_run(given)}/tokenizer.json")
     config.task.frozen = ("^model/document/",)
 
 
 def _cross_encoder(given: Any) -> dict:
-    return dict(name="cross_encoder.trained.Scorer", run=given.run)
+    return dict(name="cross_encoder.trained.Scorer", run=needed_run(given))
 
 
 def _taught(

@@ -30,6 +30,13 @@ def shared_table(config: ml_collections.ConfigDict, given: Any) -> None:
     small.use(config, given, model)
 
 
+def shared_encoder(config: ml_collections.ConfigDict, given: Any) -> None:
+    """One encoder for both sides, and a linear head of its own for each."""
+    query, document = (small.tower(head=dict(name="flax.linen.Dense", features=small.WIDTH)) for _ in "qd")
+    model = dict(name="dual_encoder.towers.shared_encoder", query=query, document=document)
+    small.use(config, given, model)
+
+
 def smaller_queries() -> dict:
     """The tower of queries where they are to be cheap: half the layers, half the width, and a head up to the
     width of documents."""
@@ -106,6 +113,7 @@ RECIPES = {
     "small": tied,
     "separate": separate,
     "shared_table": shared_table,
+    "shared_encoder": shared_encoder,
     "asymmetric": asymmetric,
     "frozen_documents": frozen_documents,
     "lora": lora,
