@@ -235,6 +235,7 @@ def test_examples_in_docstrings():
     assert doctest.testmod(blockwise).failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("sign", "block"), [(1, 512), (-1, 4)])
 def test_as_exact_as_the_plain_form_where_queries_are_far_apart_or_scores_large(name, sign, block):

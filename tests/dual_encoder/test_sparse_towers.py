@@ -102,6 +102,7 @@ def test_a_tied_tower_is_balanced_over_both_sides_together():
     assert loss == pytest.approx(float(metrics["contrastive"] + added), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_chunks_give_the_sums_of_the_whole_batch():
     params, sums = tied()
     survey = jax.jit(task(chunks=4).survey)

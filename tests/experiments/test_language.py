@@ -160,6 +160,7 @@ def test_it_begins_with_another_runs_parameters(run_dir, folder, capsys):
     assert f"from {run_dir}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_texts_are_sampled(run_dir, monkeypatch, capsys):
     monkeypatch.setenv("RETRIEVAX_PROCESSES", "1")
 

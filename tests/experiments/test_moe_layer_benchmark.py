@@ -36,6 +36,7 @@ def test_figures_are_of_the_times_they_say(monkeypatch):
     assert "ratio 1.12" in "\n".join(moe_layer.lines(made))
 
 
+@pytest.mark.slow
 def test_a_layer_and_its_experts_alone_give_value_and_all_gradients():
     inputs = moe_layer.draw(TINY)
     layer = moe_layer.compile_layer(moe_layer.sparse(TINY, OneHot()), inputs)

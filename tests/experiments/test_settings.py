@@ -47,7 +47,7 @@ def config():
         ),
         (
             "batch.targets",
-            {"name": "dual_encoder.targets.queries", "run": "/nowhere"},
+            {"name": "dual_encoder.scorers.bm25"},  # what gives targets opens a run
             "config.batch.targets is given and nothing reads it; it needs an objective .* names target",
         ),
         (

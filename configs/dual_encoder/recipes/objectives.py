@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from configs.arguments import needed_run
-from configs.dual_encoder.recipes.negatives import bm25
+from configs.dual_encoder.recipes.negatives import bm25, refreshed
 
 OBJECTIVES = "dual_encoder.objectives"
 WIDTHS = (32, 64, 128, 256)  # below the whole width, which is there too
@@ -99,6 +99,12 @@ def matryoshka(config: ml_collections.ConfigDict, given: Any) -> None:
     config.evaluation.funnel = tuple((width, 800 // 2**place) for place, width in enumerate(widths))
 
 
+def refreshed_matryoshka(config: ml_collections.ConfigDict, given: Any) -> None:
+    """`matryoshka` with the negatives of `refreshed`: the two that helped most on MedQuAD."""
+    refreshed(config, given)
+    matryoshka(config, given)
+
+
 def coupled_estimation(config: ml_collections.ConfigDict, given: Any) -> None:
     """Listed negatives weighed by how likely they were judged, which a second model learns, beside InfoNCE in
     the batch (after Cai et al., 2022)."""
@@ -134,5 +140,6 @@ RECIPES = {
     "improved": improved,
     "decoupled": decoupled,
     "matryoshka": matryoshka,
+    "refreshed_matryoshka": refreshed_matryoshka,
     "coupled_estimation": coupled_estimation,
 }

@@ -148,6 +148,7 @@ def test_the_config_of_a_cell_describes_things_that_exist(cell):
         settings.evaluation(config["evaluation"], "evaluation", Evaluation)
 
 
+@pytest.mark.slow
 def test_operations_of_a_step():
     cells = {cell.name: cell for cell in generative_cells.cells(SIZES)}
     common = dict(documents=100, width=16, layers=1, batch=4)

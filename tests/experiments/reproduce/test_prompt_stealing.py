@@ -29,6 +29,7 @@ def test_a_prompt_is_read_and_no_more_queries_are_counted_than_it_takes(thefts):
     assert theft.queries % 2 == 0
 
 
+@pytest.mark.slow
 def test_what_was_done_is_not_done_again(thefts, monkeypatch):
     first = thefts.steal(OPEN, (3, 1), 4)
     monkeypatch.setattr(tie_attack.Attacker, "steal", None)
