@@ -65,9 +65,8 @@ def collection(collections, tmp_path_factory):
 
 
 def split_param(name, split):
-    return pytest.param(
-        name, split, marks=[pytest.mark.slow] if split == "train" or name == "medquad" else []
-    )
+    slow = split == "train" or name == "medquad"
+    return pytest.param(name, split, marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.mark.parametrize(("name", "split"), [split_param(*key) for key in REFERENCE])
