@@ -10,6 +10,7 @@ from eval import results
 from experiments.cli import UsageError
 from experiments.contrastive import Experiment
 
+MATRYOSHKA = ("matryoshka", "refreshed_matryoshka")
 TOPICS = ("iron", "silk", "corn", "salt", "wool", "coal", "rice", "gold")
 
 
@@ -40,7 +41,7 @@ def experiment(folder, run_dir, name, **evaluation):
     for tower in towers:
         tower.encoder.embed.update(vocab_size=200, width=16)
     config.evaluation.bm25_grid.update(k1=(0.9,), b=(0.4,), title_weight=(1.0,))
-    if name == "matryoshka":
+    if name in MATRYOSHKA:
         config.task.objective.widths = (4, 8, 16)
         config.evaluation.update(dict(widths=(4, 8), funnel=((4, 12), (8, 6))) | evaluation)
     config = config.to_dict()
@@ -62,7 +63,7 @@ def test_a_recipe_trains_and_is_evaluated(name, folder, tmp_path, monkeypatch):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(set(losses)) == 3
     systems = list(results.read(run_dir).means)
-    cut = ["dual_encoder@4", "dual_encoder@8", "dual_encoder_funnel"] if name == "matryoshka" else []
+    cut = ["dual_encoder@4", "dual_encoder@8", "dual_encoder_funnel"] if name in MATRYOSHKA else []
     assert systems == ["bm25_plain", "bm25", "dual_encoder", "hybrid", *cut]
     for system in cut:
         assert (run_dir / "runs" / f"{system}.trec").read_text().count("\n") > len(TOPICS)
