@@ -130,7 +130,8 @@ def test_the_loss_of_one_pair_by_hand():
     assert float(pairwise(scores, relevant, there, 2)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
 def test_a_step_changes_the_query_tower_alone_whatever_the_optimizer_and_the_mesh(devices):
     arrays = batch()
     mesh = meshes.data_mesh(jax.devices()[:devices])

@@ -173,6 +173,7 @@ def test_a_language_model_whose_experts_are_given_by_domain(tmp_path, folders):
     assert report["by_domain"]["information"] > 0.4
 
 
+@pytest.mark.slow
 def test_runs_are_compared(tmp_path, folders):
     router = dict(name="moe.routers.TopK", k=2)
     ours, theirs = (

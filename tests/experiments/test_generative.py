@@ -186,7 +186,7 @@ def test_what_search_refuses(run_dir, program, tmp_path):
         ("contrastive", ["--adapter=x", "--system=bm25"], "--adapter is given with --system=bm25"),
     ):
         other = tmp_path / family
-        other.mkdir()
+        other.mkdir(exist_ok=True)
         (other / "config.json").write_text(json.dumps({"family": f"experiments.{family}.Experiment"}))
         status, _, err = program("--query=x", *arguments, workdir=other)
         assert (status, message in err) == (2, True)

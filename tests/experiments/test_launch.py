@@ -261,6 +261,7 @@ if jax.process_index() == 1:
 """
 
 
+@pytest.mark.slow
 def test_vectors_of_two_processes_are_those_of_one(tmp_path):
     task = Contrastive(build(SIDES))
     init = jax.jit(lambda key: {"params": task.init(key, SMALLEST_BATCH)[0]["model"]})

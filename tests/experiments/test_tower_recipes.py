@@ -81,6 +81,7 @@ def base(folder):
     run(folder, "small", evaluate=True)
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_end_to_end(folder):
     run(folder, QUICK)
 

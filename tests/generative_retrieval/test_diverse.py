@@ -9,6 +9,7 @@ from generative_retrieval.docids import NONE
 V, T, MOST = 6, 4, 24
 
 
+@pytest.mark.slow
 def test_groups_choose_as_in_python(tables, make_ids, pad_trie, python_search, quick_jit, monkeypatch):
     monkeypatch.setattr(trie, "_TABLE", 1)
     model = tables(V, T)

@@ -44,6 +44,7 @@ def test_label_smoothing_out_of_range_is_named(make_pair):
         build(spec(make_pair, label_smoothing=1.0))
 
 
+@pytest.mark.slow
 def test_beams_of_one_row_score_as_whole_ids_do(make_ids, make_pair):
     rng = np.random.default_rng(0)
     task = build(spec(make_pair))

@@ -374,6 +374,7 @@ class Weak(Regression):
         return super().loss(rounded, state, batch, rng, train=train)
 
 
+@pytest.mark.slow
 def test_a_python_number_computes_alike_before_and_after_a_restore(tmp_path):
     def train(folder, total):
         schedule = loop.Schedule(total, log_every=2, eval_every=9, save_every=3)
